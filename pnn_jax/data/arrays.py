@@ -1,0 +1,68 @@
+"""Two small sources: the digits that come with scikit-learn, and arrays in an .npz file."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pnn_jax.data.dataset import Dataset, Split, make_split, numbered_classes
+from pnn_jax.data.images import check_fits_memory, resized_images
+from pnn_jax.errors import InputError
+
+DIGITS_IMAGE_SIZE = 16
+
+
+def load_digits(data_config) -> Dataset:
+    """1,437 training and 360 test images of handwritten digits, bundled with scikit-learn: nothing is downloaded.
+
+    The 8x8 images with values 0 to 16 become uint8 0 to 255, resized to config.data.image_size (0: 16). Every fifth
+    image of a class, in a fixed random order, is a test image.
+    """
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    order = np.random.RandomState(0).permutation(len(digits.target))
+    order = order[np.argsort(digits.target[order], kind='stable')]
+    is_test = np.arange(len(order)) % 5 == 0
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = resized_images(pixels, data_config.image_size or DIGITS_IMAGE_SIZE)
+    train, test = (
+        Split(images[index], digits.target[index].astype(np.int32))
+        for index in (np.sort(order[~is_test]), np.sort(order[is_test]))
+    )
+    return Dataset('digits', train, test, tuple(str(name) for name in digits.target_names))
+
+
+def load_npz(data_config) -> Dataset:
+    """Reads the arrays train_images, train_labels, test_images, test_labels and, if there, class_names.
+
+    Images are uint8 [n, h, w, 1 or 3], labels integers [n]; without class_names classes are called '0', '1', ...
+
+    Raises:
+        InputError: an array is missing or not of this form.
+    """
+    path = Path(data_config.path).expanduser()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_fits_memory(sum(member.file_size for member in archive.infolist()))
+        with np.load(path, allow_pickle=False) as file:
+            missing = [f'{split}_{kind}' for split in ('train', 'test') for kind in ('images', 'labels')]
+            missing = [name for name in missing if name not in file]
+            if missing:
+                raise InputError(f'{path}: there is no array {missing[0]}; it has {", ".join(file) or "none"}')
+            class_names = file['class_names'] if 'class_names' in file else numbered_classes(file['train_labels'])
+            if isinstance(class_names, np.ndarray) and (class_names.dtype.kind != 'U' or class_names.ndim != 1):
+                raise InputError(f'{path}: class_names is {class_names.dtype}; a list of text is needed')
+            class_names = tuple(str(name) for name in class_names)
+            train, test = (
+                make_split(file[f'{split}_images'], file[f'{split}_labels'], len(class_names), f'{path}: {split}')
+                for split in ('train', 'test')
+            )
+    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f'{path}: not a readable .npz file ({error})') from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{path}: not a readable .npz file ({error})') from None
+    return Dataset(path.stem, train, test, class_names)

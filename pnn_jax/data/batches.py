@@ -1,0 +1,30 @@
+"""Which examples make up which step: a function of the run's key, the epoch and the step, and of nothing else."""
+
+import jax
+import jax.numpy as jnp
+
+# Set apart from the steps, whose keys are fold_in(key, step): no run has that many.
+_ORDER = 2**32 - 1
+
+
+def epoch_order(key: jax.Array, epoch: int, n: int) -> jax.Array:
+    """The order of the n training examples in an epoch (from 0): a permutation, int32 [n], on the device."""
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+    return jax.random.permutation(epoch_key, n).astype(jnp.int32)
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Steps to see n examples once; the last batch may be smaller."""
+    return -(-n // batch_size)
+
+
+def host_share(batch_size: int, *, device_count: int, process_index: int, process_count: int) -> slice:
+    """The part of a batch that one process loads.
+
+    Processes hold equal parts, one after the other, where the batch can be sharded evenly over all devices; where it
+    cannot (the last one of an epoch), every process holds all of it and the batch is replicated.
+    """
+    if batch_size % device_count:
+        return slice(0, batch_size)
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)

@@ -1,0 +1,148 @@
+"""CIFAR-10 and CIFAR-100 in the form that torchvision downloads: a folder of pickles or the .tar.gz of it."""
+
+import dataclasses
+import io
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pnn_jax.data.dataset import Dataset, Split, make_split
+from pnn_jax.data.files import read_bytes
+from pnn_jax.data.pickles import PickleError, read_pickle
+from pnn_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where one of the two sets keeps what."""
+
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels: str
+    names: str
+
+
+LAYOUTS = {
+    'cifar10': _Layout(
+        folder='cifar-10-batches-py',
+        archive='cifar-10-python.tar.gz',
+        train=tuple(f'data_batch_{i}' for i in range(1, 6)),
+        test='test_batch',
+        meta='batches.meta',
+        labels='labels',
+        names='label_names',
+    ),
+    'cifar100': _Layout(
+        folder='cifar-100-python',
+        archive='cifar-100-python.tar.gz',
+        train=('train',),
+        test='test',
+        meta='meta',
+        labels='fine_labels',
+        names='fine_label_names',
+    ),
+}
+
+
+def load_cifar(data_config) -> Dataset:
+    """Reads the set config.data.name at config.data.path: the folder, the archive, or a folder that holds either.
+
+    Archives are read in memory and pickles as data, so that neither can write a file or run code.
+
+    Raises:
+        InputError: something is missing, damaged, or more than plain data.
+    """
+    if data_config.name not in LAYOUTS:
+        raise InputError(
+            f'config.data.name={data_config.name!r}: must be one of {", ".join(LAYOUTS)} for the source cifar'
+        )
+    layout = LAYOUTS[data_config.name]
+    path = Path(data_config.path).expanduser()
+    for candidate in (path / layout.folder, path / layout.archive):
+        if candidate.exists():
+            path = candidate
+            break
+    files = _in_folder(path, layout) if path.is_dir() else _in_archive(path, layout)
+    class_names = _class_names(files, layout)
+    parts = [_batch(files, name, layout, len(class_names)) for name in layout.train]
+    train = Split(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
+    test = _batch(files, layout.test, layout, len(class_names))
+    return Dataset(data_config.name, train, test, class_names)
+
+
+def _wanted(layout: _Layout) -> tuple[str, ...]:
+    return (*layout.train, layout.test, layout.meta)
+
+
+def _in_folder(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
+    """Name of a file -> (its path, for errors; its content)."""
+    missing = [name for name in _wanted(layout) if not (path / name).is_file()]
+    if missing:
+        raise InputError(f'config.data.path={str(path)!r}: there is no {missing[0]} (nor {layout.archive}) in it')
+    return {name: (str(path / name), read_bytes(path / name)) for name in _wanted(layout)}
+
+
+def _in_archive(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
+    content = read_bytes(path)
+    files = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode='r:') as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or '..' in name.parts:
+                    raise InputError(f'{path}: its member {member.name!r} points outside the archive')
+                if str(name.parent) != layout.folder or name.name not in _wanted(layout):
+                    continue
+                if not member.isreg() or name.name in files:
+                    raise InputError(f'{path}: its member {member.name!r} is not a single plain file')
+                files[name.name] = (f'{path}:{member.name}', archive.extractfile(member).read())
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{path}: damaged archive ({error})') from None
+    missing = [name for name in _wanted(layout) if name not in files]
+    if missing:
+        raise InputError(f'{path}: there is no {layout.folder}/{missing[0]} in it')
+    return files
+
+
+def _read(files: dict[str, tuple[str, bytes]], name: str) -> tuple[str, dict[str, Any]]:
+    """The path and the dictionary of a file, its keys as text."""
+    path, content = files[name]
+    try:
+        values = read_pickle(content)
+    except PickleError as error:
+        raise InputError(f'{path}: {error}') from None
+    if not isinstance(values, dict):
+        raise InputError(f'{path}: holds a {type(values).__name__}, where CIFAR has a dictionary')
+    return path, {_text(key): value for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)
+
+
+def _class_names(files: dict[str, tuple[str, bytes]], layout: _Layout) -> tuple[str, ...]:
+    path, meta = _read(files, layout.meta)
+    names = meta.get(layout.names)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | bytes) for name in names):
+        raise InputError(f'{path}: has no list of class names under {layout.names!r}')
+    return tuple(_text(name) for name in names)
+
+
+def _batch(files: dict[str, tuple[str, bytes]], name: str, layout: _Layout, num_classes: int) -> Split:
+    path, batch = _read(files, name)
+    pixels, labels = batch.get('data'), batch.get(layout.labels)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise InputError(f"{path}: has no uint8 array [n, 3072] under 'data'")
+    if isinstance(labels, list) and all(type(label) is int and abs(label) < 2**31 for label in labels):
+        labels = np.array(labels, np.int64)
+    if not isinstance(labels, np.ndarray):
+        raise InputError(f'{path}: has no list of integers under {layout.labels!r}')
+    # Planes of red, green and blue, each 32 rows of 32.
+    return make_split(pixels.reshape(len(pixels), 3, 32, 32).transpose(0, 2, 3, 1), labels, num_classes, path)

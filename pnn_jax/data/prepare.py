@@ -1,0 +1,51 @@
+"""Downloads a data set and writes it as array_record files, which training then reads without TensorFlow.
+
+pip install 'pnn-jax[prepare]'
+python -m pnn_jax.data.prepare --name=cifar10 --path=DIR
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pnn_jax.data.tfds import NAMES
+from pnn_jax.errors import InputError, RunError
+
+
+def prepare(name: str, path: str) -> str:
+    """Downloads the TFDS set `name` and prepares it under `path` ('': where TFDS keeps its sets); returns where.
+
+    Raises:
+        InputError: TensorFlow is not installed.
+        RunError: the set cannot be downloaded or written.
+    """
+    try:
+        import tensorflow  # noqa: F401  (tfds needs it to download and to unpack)
+    except ImportError:
+        raise InputError("preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'") from None
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=os.path.expanduser(path) or None, file_format='array_record')
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the network, the disk or a builder comes up with
+        raise RunError(f'{name} cannot be prepared ({type(error).__name__}: {" ".join(str(error).split())})') from None
+    return str(builder.data_path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='python -m pnn_jax.data.prepare', description=__doc__.splitlines()[0])
+    parser.add_argument('--name', required=True, help=f'{", ".join(NAMES)}, or any other set of labelled images')
+    parser.add_argument('--path', default='', help='folder for the set; default: where TFDS keeps its sets')
+    args = parser.parse_args(argv)
+    try:
+        print(f'prepared: {prepare(args.name, args.path)}')
+    except (InputError, RunError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
