@@ -1,0 +1,16 @@
+"""Row 1: ResNet-18 with 3x3 convolutions, 44 filters to match the parameters of the perturbative networks.
+
+Claim: what an ordinary network of equal size reaches. Published: 91.8% (the audit, exact at batch 10).
+PyTorch: python main.py --net-type resnet18 --nfilters 44 --batch-size 10 --learning-rate 1e-3
+Ours:    python -m pnn_jax.main --config=configs/baseline.py
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.batch_size = 10
+    config.model.name = 'resnet18'
+    config.model.num_filters = 44
+    return config

@@ -1,0 +1,128 @@
+"""Exact evaluation: integer counts and one outcome per example, in dataset order. The only pmap of the project.
+
+Every host runs the same number of batches of the same size; what fills up the last ones is marked in `batch_mask` and
+never looked at. The number of examples judged must equal the number of examples there are, or evaluation fails.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+
+from pnn_jax.metrics import judge
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Exact results over a whole set of n examples.
+
+    Attributes:
+        correct: bool [n], outcomes in dataset order.
+        top5: bool [n], whether the label is among the five largest logits.
+        labels: int32 [n].
+        loss: mean cross entropy in nats, over examples with finite logits.
+        nonfinite: examples with a logit that is not finite; they count as wrong.
+    """
+
+    correct: np.ndarray
+    top5: np.ndarray
+    labels: np.ndarray
+    loss: float
+    nonfinite: int
+
+    @property
+    def count(self) -> int:
+        return len(self.correct)
+
+    @property
+    def num_correct(self) -> int:
+        return int(self.correct.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The exact accuracy, a fraction."""
+        return self.num_correct / self.count
+
+
+def per_class_table(correct: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """class name -> {correct, count}, from outcomes [n] and labels [n]."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    hits = np.bincount(labels[correct], minlength=len(class_names))
+    return {
+        name: {'correct': int(hit), 'count': int(count)}
+        for name, hit, count in zip(class_names, hits, counts, strict=True)
+    }
+
+
+def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[HostBatch]:
+    """Splits n examples into this host's part of equal batches.
+
+    Yields image [devices, b, ...], label, index (position in the set) and batch_mask, each [devices, b], for the local
+    devices; b is batch_size over all devices, rounded up. The same number of batches on every host.
+    """
+    devices, hosts, host = jax.local_device_count(), jax.process_count(), jax.process_index()
+    per_device = -(-batch_size // (devices * hosts))
+    host_size = per_device * devices
+    count = len(images)
+    for start in range(host * host_size, count + host * host_size, host_size * hosts):
+        index = np.arange(start, start + host_size)
+        valid = index < count
+        index = np.where(valid, index, 0)
+        batch = {
+            'image': images[index],
+            'label': labels[index],
+            'index': index.astype(np.int32),
+            'batch_mask': valid,
+        }
+        yield {name: value.reshape((devices, per_device) + value.shape[1:]) for name, value in batch.items()}
+
+
+def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
+    """Makes evaluate(variables, batches, num_examples) -> Evaluation; compiled once for a shape of batches.
+
+    Args:
+        predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode.
+    """
+
+    def eval_step(variables, batch):
+        judgement = judge(predict(variables, batch['image']), batch['label'], batch['batch_mask'])
+        totals = jax.lax.psum(judgement.total(), 'batch')
+        outcomes = {
+            'index': batch['index'],
+            'batch_mask': batch['batch_mask'],
+            'label': batch['label'],
+            'correct': judgement.correct,
+            'top5': judgement.top5,
+        }
+        return totals, jax.lax.all_gather(outcomes, 'batch', tiled=True)
+
+    eval_step = jax.pmap(eval_step, axis_name='batch', in_axes=(None, 0), out_axes=None)
+
+    def evaluate(variables, batches: Iterable[HostBatch], num_examples: int) -> Evaluation:
+        results = [eval_step(variables, batch) for batch in batches]
+        correct = np.zeros(num_examples, bool)
+        top5 = np.zeros(num_examples, bool)
+        labels = np.zeros(num_examples, np.int32)
+        seen = np.zeros(num_examples, bool)
+        num_correct = count = nonfinite = 0
+        loss = 0.0
+        for totals, outcomes in jax.device_get(results):
+            num_correct += int(totals.correct)
+            count += int(totals.count)
+            nonfinite += int(totals.nonfinite)
+            loss += float(totals.loss)
+            valid = outcomes['batch_mask']
+            index = outcomes['index'][valid]
+            seen[index] = True
+            correct[index] = outcomes['correct'][valid]
+            top5[index] = outcomes['top5'][valid]
+            labels[index] = outcomes['label'][valid]
+        if not (count == num_examples and seen.all() and num_correct == correct.sum()):
+            raise AssertionError(f'counted {count} examples and {num_correct} correct of {num_examples}')
+        finite = num_examples - nonfinite
+        return Evaluation(correct, top5, labels, loss / finite if finite else float('nan'), nonfinite)
+
+    return evaluate

@@ -1,0 +1,88 @@
+"""Integer counts and a loss sum: the only thing an accuracy is ever computed from."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class Metrics:
+    """Sums over examples; merged by addition and divided once, at the end.
+
+    Attributes:
+        correct: int32 [], examples whose largest logit is the label's.
+        count: int32 [], examples.
+        loss: float32 [], sum of the examples' cross entropies.
+        nonfinite: int32 [], examples with a logit that is not finite; they count as wrong and add no loss.
+    """
+
+    correct: jax.Array
+    count: jax.Array
+    loss: jax.Array
+    nonfinite: jax.Array
+
+    @classmethod
+    def empty(cls) -> 'Metrics':
+        zero = lambda dtype=jnp.int32: jnp.zeros((), dtype)  # one buffer a field, because buffers are donated
+        return cls(correct=zero(), count=zero(), loss=zero(jnp.float32), nonfinite=zero())
+
+    def merge(self, other: 'Metrics') -> 'Metrics':
+        return jax.tree.map(jnp.add, self, other)
+
+    def compute(self) -> dict[str, float | int]:
+        """Exact accuracy and mean loss (a fraction and nats), with the counts they come from."""
+        correct, count, nonfinite = int(self.correct), int(self.count), int(self.nonfinite)
+        accuracy = correct / count if count else float('nan')
+        finite = count - nonfinite
+        loss = float(self.loss) / finite if finite else float('nan')
+        return {'correct': correct, 'count': count, 'accuracy': accuracy, 'loss': loss, 'nonfinite': nonfinite}
+
+
+@flax.struct.dataclass
+class Judgement:
+    """What is known of every example of a batch, each [b]; all False or 0 where `batch_mask` is.
+
+    Attributes:
+        correct: bool, the largest logit is the label's; of equal ones the first counts, as in torch.
+        top5: bool, the label is among the five largest.
+        loss: float32, cross entropy.
+        finite: bool, all logits are.
+        valid: bool, not padding.
+    """
+
+    correct: jax.Array
+    top5: jax.Array
+    loss: jax.Array
+    finite: jax.Array
+    valid: jax.Array
+
+    def total(self) -> Metrics:
+        return Metrics(
+            correct=self.correct.sum(dtype=jnp.int32),
+            count=self.valid.sum(dtype=jnp.int32),
+            loss=self.loss.sum(dtype=jnp.float32),
+            nonfinite=(self.valid & ~self.finite).sum(dtype=jnp.int32),
+        )
+
+
+def judge(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> Judgement:
+    """Judges logits [b, classes] against int labels [b]; padding, marked False in batch_mask [b], may hold anything.
+
+    `jnp.where` and never multiplication: 0 * nan is nan.
+    """
+    logits = logits.astype(jnp.float32)
+    finite = jnp.isfinite(logits).all(-1) & batch_mask
+    logits = jnp.where(finite[:, None], logits, 0.0)
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    classes = jnp.arange(logits.shape[-1])[None]
+    ahead = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
+    rank = ahead.sum(-1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return Judgement(
+        correct=(rank == 0) & finite,
+        top5=(rank < 5) & finite,
+        loss=jnp.where(finite, losses, 0.0),
+        finite=finite,
+        valid=batch_mask,
+    )
