@@ -1,0 +1,227 @@
+"""Does a run that was killed at any instant end exactly as if nothing had happened?
+
+python -m experiments.kill_test [--trials=25] [--out=runs/kill_test]
+
+Trains once without interruption. Each trial trains the same again in a fresh workdir, is killed by SIGKILL in one of
+five phases (start-up, steps, the writing of a checkpoint, evaluation, the recording of an epoch) at a random instant,
+and is started again until it is done. Everything that a run leaves is then compared bit by bit: parameters, statistics,
+optimizer state, masks, outcomes and metrics.jsonl without its timings. Prints a table; exit code 1 if any differs.
+"""
+
+import argparse
+import functools
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import app
+from rich.console import Console
+from rich.table import Table
+
+from experiments.command import exit_code
+from pnn_jax.errors import RunError
+
+CONFIG = 'configs/quickstart.py'
+CHANGES = {
+    'num_epochs': 3,
+    'batch_size': 64,
+    'data.image_size': 8,
+    'data.augment': 'crop_flip',
+    'model.num_filters': 4,
+    'model.num_masks': 2,
+    'model.dropout_rate': 0.2,
+    'checkpoint.every_steps': 5,
+    'log.tensorboard': False,
+}
+TIMINGS = ('images_per_second', 'seconds')
+
+
+class Phase(NamedTuple):
+    """A part of a run: the function (module, and name in it) that it begins with, its number, how long it lasts."""
+
+    function: str
+    times: int
+    seconds: float
+
+
+PHASES = {
+    'start-up': Phase('', 1, 4.0),
+    'steps': Phase('pnn_jax.train:_train_epoch', 3, 0.5),
+    'checkpoint': Phase('pnn_jax.checkpoints:Checkpointer._write_step', 15, 0.05),
+    'evaluation': Phase('pnn_jax.train:Trainer.evaluate', 3, 0.1),
+    'recording': Phase('pnn_jax.workdir:Workdir.append_epoch', 3, 0.005),
+}
+
+
+class Kill(NamedTuple):
+    """What signal to send when: `delay` seconds after the `count`-th begin of a phase."""
+
+    phase: str
+    count: int
+    delay: float
+    signal: int = int(signal.SIGKILL)
+
+
+def draw(phase: str, rng: random.Random) -> Kill:
+    return Kill(phase, rng.randint(1, PHASES[phase].times), rng.uniform(0, PHASES[phase].seconds))
+
+
+def command(workdir: Path, cache: Path, changes: Mapping[str, Any] = CHANGES) -> list[str]:
+    """The arguments of `pnn_jax.main`."""
+    flags = [f'--config.{name}={value}' for name, value in changes.items()]
+    return [f'--config={CONFIG}', *flags, f'--workdir={workdir}', f'--compilation_cache={cache}']
+
+
+def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Popen:
+    """Starts `python -m pnn_jax.main`; with `kill`, it gets that signal unless it ends first."""
+    start = ['-m', 'pnn_jax.main']
+    if kill is not None:
+        start = ['-c', 'from experiments.kill_test import run_to_be_killed as run; run()', *map(str, kill)]
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+    return subprocess.Popen(
+        [sys.executable, *start, *arguments],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_to_be_killed() -> None:
+    """In the process to be killed: `python -m pnn_jax.main` with a signal that its own thread sends."""
+    phase, count, delay, number = sys.argv[1:5]
+    kill = Kill(phase, int(count), float(delay), int(number))
+    sys.argv = ['pnn_jax/main.py', *sys.argv[5:]]
+    begins = threading.Semaphore(0)
+    threading.Thread(target=_send, args=(kill, begins), daemon=True).start()
+    if not PHASES[phase].function:
+        begins.release()
+
+    from pnn_jax import main
+
+    os.environ.setdefault('XLA_FLAGS', main.CPU_XLA_FLAGS)  # as main does before it imports jax
+    if PHASES[phase].function:
+        _announce(PHASES[phase].function, begins)
+    app.run(main.main, flags_parser=main.parse)
+
+
+def _send(kill: Kill, begins: threading.Semaphore) -> None:
+    for _ in range(kill.count):
+        begins.acquire()
+    time.sleep(kill.delay)
+    os.kill(os.getpid(), kill.signal)
+
+
+def _announce(function: str, begins: threading.Semaphore) -> None:
+    """Releases `begins` at every call of the function."""
+    module, _, path = function.partition(':')
+    *owners, name = path.split('.')
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def announced(*args, **kwargs):
+        begins.release()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, announced)
+
+
+def finish(workdir: Path, cache: Path) -> str:
+    """Starts the run again until it is done; returns what it printed."""
+    process = launch(command(workdir, cache))
+    output, _ = process.communicate()
+    if process.returncode != 0:
+        raise RunError(f'the run in {workdir} ended with exit code {process.returncode}: {output[-2000:]}')
+    return output
+
+
+def digests(workdir: Path) -> dict[str, str]:
+    """What a finished run left -> sha256."""
+    from pnn_jax.checkpoints import Checkpointer
+
+    with Checkpointer(workdir / 'checkpoints', read_only=True) as checkpointer:
+        masks, *steps = checkpointer.inspect()
+    for checkpoint in (masks, *steps):
+        if checkpoint.damage:
+            raise RunError(f'{workdir}: {checkpoint.name} is damaged: {checkpoint.damage}')
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    lines = [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+    with np.load(workdir / 'outcomes.npz') as stored:
+        outcomes = b''.join(stored[name].tobytes() for name in ('correct', 'labels', 'test_digest'))
+    return {
+        'state': f'step {steps[-1].step}: {steps[-1].state_sha256}',
+        'masks': masks.state_sha256,
+        'outcomes': hashlib.sha256(outcomes).hexdigest(),
+        'metrics': hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
+    }
+
+
+def describe(workdir: Path) -> str:
+    """What a killed run left."""
+    checkpoints = list((workdir / 'checkpoints').glob('0*'))
+    unfinished = sum('tmp' in path.name for path in checkpoints)
+    lines = workdir / 'metrics.jsonl'
+    epochs = lines.read_bytes().count(b'\n') if lines.exists() else 0
+    return f'{epochs} epochs, {len(checkpoints) - unfinished} checkpoints, {unfinished} unfinished'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--trials', type=int, default=25)
+    parser.add_argument('--out', type=Path, default=Path('runs/kill_test'), help='emptied first')
+    parser.add_argument('--seed', type=int, default=0, help='of the instants')
+    options = parser.parse_args(argv)
+    options.out = options.out.resolve()
+    if options.trials < 1:
+        parser.error('--trials must be at least 1')
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True)
+    rng, cache = random.Random(options.seed), options.out / 'cache'
+
+    finish(options.out / 'uninterrupted', cache)
+    expected = digests(options.out / 'uninterrupted')
+    table = Table('trial', 'killed in', 'instant', 'left behind', *expected)
+    equal = 0
+    for trial in range(options.trials):
+        phase = list(PHASES)[trial % len(PHASES)]
+        workdir = options.out / f'trial_{trial + 1:02d}'
+        while True:  # a run that ends before its instant comes is none
+            shutil.rmtree(workdir, ignore_errors=True)
+            kill = draw(phase, rng)
+            process = launch(command(workdir, cache), kill)
+            process.communicate()
+            if process.returncode == -signal.SIGKILL:
+                break
+        left = describe(workdir)
+        finish(workdir, cache)
+        found = digests(workdir)
+        same = {name: 'same' if found[name] == expected[name] else 'DIFFERENT' for name in expected}
+        equal += found == expected
+        instant = f'{phase} {kill.count} + {1000 * kill.delay:.0f} ms'
+        table.add_row(str(trial + 1), phase, instant, left, *same.values())
+        print(f'trial {trial + 1}: {instant}; {left}; {"same" if found == expected else "DIFFERENT"}', flush=True)
+    Console(width=140).print(table)
+    print(f'{equal} of {options.trials} killed runs ended exactly as the uninterrupted one: {expected}')
+    return 0 if equal == options.trials else 1
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main))
