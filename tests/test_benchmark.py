@@ -1,0 +1,83 @@
+"""The benchmark: turns and medians with processes that only pretend, counted operations, and one real small run."""
+
+import json
+
+import pytest
+
+from experiments import benchmark
+from experiments.benchmark import Case, Measurement, measure, operation_costs, scaling_cases
+from pnn_jax.errors import InputError
+
+LOG = []
+
+
+class FakeProcess:
+    """Takes 0.2 s a step as 'ours' and 2 s as the peer, but an hour in the turn that warms up and in one other."""
+
+    def __init__(self, name, case):
+        self.name, self.turns = name, []
+        LOG.append(('start', name))
+
+    def turn(self, steps):
+        seconds = {'ours': 0.2, 'torch': 2.0}[self.name]
+        LOG.append((self.name, steps))
+        self.turns.append((3600.0 if len(self.turns) == 2 else seconds, 2 * seconds))
+        return seconds
+
+    def finish(self):
+        wall, cpu = sorted(self.turns)[len(self.turns) // 2]
+        return Measurement('machine', 16, 1.0, wall, cpu, 100.0)
+
+
+def test_sides_take_turns_of_half_a_second_or_one_step(monkeypatch):
+    LOG.clear()
+    monkeypatch.setattr(benchmark, 'Process', FakeProcess)
+    ours, peer = measure(['ours', 'torch'], Case(7, 'train', 16), turns=3)
+    warm_up = [('start', 'ours'), ('start', 'torch'), ('ours', 1), ('torch', 1)]
+    assert LOG == warm_up + [('ours', 2), ('torch', 1)] * 3
+    assert ours.images_per_second == 80 and peer.images_per_second == 8
+    result = benchmark.describe(Case(7, 'train', 16), ours, peer)
+    assert result['ratio'] == 10 and result['row'] == 7 and result['config'] == 'shared_masks'
+
+
+def test_operations_and_bytes_of_a_case_counted_by_hand():
+    """2 images of 3x3 with 5 channels, 4 masks, 1 output: 90 values, 360 perturbed values, 20 weights."""
+    costs = operation_costs((2, 3, 3, 5), num_masks=4, outputs=1, share_masks=False)
+    assert costs['forward'] == (360 * 4, 4 * (90 + 180 + 20 + 90))
+    assert costs['gradients'] == (360 * 8, 4 * (2 * 90 + 180 + 2 * 20 + 90))
+    shared = operation_costs((2, 3, 3, 5), num_masks=4, outputs=2, share_masks=True)
+    assert shared['forward'] == (360 * 6, 4 * (90 + 36 + 40 + 180))
+
+
+def test_scaling_changes_one_quantity():
+    options = benchmark.parser().parse_args([])
+    assert [case.num_masks for _, case in scaling_cases('num_masks', options)] == [1, 4, 16, 64, 256]
+    assert [case.config().model.num_masks for _, case in scaling_cases('batch', options)] == [64] * 4
+    assert {(case.seeds, case.seed_style) for _, case in scaling_cases('seeds', options)} >= {(8, 'vmap'), (1, 'loop')}
+
+
+@pytest.mark.parametrize(
+    'argv', [['--rows=9'], ['--modes=test'], ['--peer=numpy'], ['--steps=0'], ['--scaling=width'], ['--rows=6;7']]
+)
+def test_wrong_options_are_one_line_and_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        benchmark.main(argv)
+    assert exit_info.value.code == 2
+    assert argv[0].split('=')[1] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_does_not_exist_is_refused_before_anything_runs():
+    with pytest.raises(InputError, match='--json=nowhere/a.json'):
+        benchmark.main(['--json=nowhere/a.json'])
+
+
+def test_a_small_run_beside_pytorch(tmp_path, capsys):
+    path = tmp_path / 'speed.json'
+    options = ['--rows=3', '--modes=eval', '--num_filters=2', '--eval_batch_size=4', '--steps=1', '--peer=torch']
+    benchmark.main([*options, f'--json={path}', f'--plot={tmp_path / "speed.png"}'])
+    (result,) = json.loads(path.read_text())
+    assert (result['row'], result['mode'], result['batch_size']) == (3, 'eval', 4)
+    assert result['ratio'] == pytest.approx(result['images_per_second'] / result['peer_images_per_second'])
+    assert result['peak_memory_mb'] > 50 and result['peer_peak_memory_mb'] > 50
+    assert (tmp_path / 'speed.png').stat().st_size > 1000
+    assert capsys.readouterr().out.count('| 3 original_stem3 |') == 1

@@ -1,0 +1,92 @@
+"""Every config builds, trains one step and evaluates at small width; its docstring says what it stands for."""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from pnn_jax.data import Dataset, Split
+from pnn_jax.train import Trainer
+from pnn_jax.validate import check_fits_data, validate_config
+
+NAMES = sorted(
+    path.stem for path in pathlib.Path(default.__file__).parent.glob('*.py') if path.stem not in ('__init__', 'default')
+)
+
+
+def small(name):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    config.batch_size = config.eval_batch_size = 4
+    config.model.num_filters = 6 if config.model.name == 'answer_resnet18' else 4
+    config.model.num_masks = min(config.model.num_masks, 2)
+    # So that weight decay alone moves the weights behind a dead unit, of which so small a network may have some.
+    config.optimizer.learning_rate = 0.01
+    return config
+
+
+def kernels(params):
+    """Copies of all weights by name; biases in front of a batch norm have no gradient and may stay where they are."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if path[-1].key == 'kernel'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_trains_a_step_and_evaluates(name):
+    config = small(name)
+    validate_config(config)
+    channels = len(config.data.mean)
+    size = {1: 28, 3: 32}[channels]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, size, size, channels), dtype=np.uint8)
+    split = Split(images=images, labels=np.arange(4, dtype=np.int32))
+    dataset = Dataset(name='random', train=split, test=split, class_names=tuple('abcd'), digest='')
+    check_fits_data(config, images.shape[1:])
+    trainer = Trainer(config, dataset)
+    state = trainer.fresh_state(0, 0)
+    before = kernels(state.params)
+    ((state, _, _),) = trainer.feed.train(state, 0, 0)
+    assert int(state.step) == 1
+    assert int(state.diverged_at) == -1
+    unmoved = [name for name, kernel in kernels(state.params).items() if (kernel == before[name]).all()]
+    assert not unmoved
+    evaluation = trainer.evaluate(state.variables)
+    assert evaluation.count == 4
+    assert np.isfinite(evaluation.loss)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_says_what_it_stands_for(name):
+    text = importlib.import_module(f'configs.{name}').__doc__
+    assert 'Claim:' in text
+    assert f'python -m pnn_jax.main --config=configs/{name}.py' in text
+    if name not in ('quickstart', 'imagenet'):
+        assert 'python main.py' in text
+        assert 'Published:' in text or name == 'cvpr_original' or '(the authors' in text
+
+
+@pytest.mark.parametrize(
+    'name, batch_size, learning_rate, optimizer, level, epochs',
+    [
+        ('baseline', 10, 1e-3, 'sgd', 0.5, 150),
+        ('original', 10, 1e-4, 'sgd', 0.5, 150),
+        ('original_stem3', 10, 1e-4, 'sgd', 0.5, 150),
+        ('no_noise', 16, 1e-3, 'sgd', 0.5, 150),
+        ('noise_everywhere', 16, 1e-3, 'sgd', 0.5, 150),
+        ('noise_masks', 16, 1e-3, 'sgd', 0.5, 150),
+        ('shared_masks', 16, 1e-3, 'sgd', 0.5, 150),
+        ('trained_masks', 16, 1e-3, 'sgd', 0.5, 150),
+        ('authors_answer', 10, 1e-4, 'adam', 0.1, 450),
+        ('authors_all_layers', 20, 1e-4, 'adam', 0.1, 450),
+        ('cvpr_original', 64, 1e-3, 'adam', 0.1, 500),
+    ],
+)
+def test_config_repeats_the_published_command(name, batch_size, learning_rate, optimizer, level, epochs):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    assert config.batch_size == batch_size
+    assert config.optimizer.learning_rate == learning_rate
+    assert config.optimizer.name == optimizer
+    assert config.model.noise_level == level
+    assert config.num_epochs == epochs

@@ -1,0 +1,219 @@
+"""Digits, .npz and idx files, and what load_dataset adds to every source."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import image_sets
+import numpy as np
+import pytest
+from image_sets import data_config
+from PIL import Image
+
+from pnn_jax.data import SOURCES, load_dataset
+from pnn_jax.errors import InputError
+
+EXACT_SUBSET = Path(__file__).resolve().parents[2] / 'shared/data/cifar10-exact-subset.npz'
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    return {
+        'train_images': image_sets.random_images(0, 20, 4, 4, 3),
+        'train_labels': np.arange(20, dtype=np.uint8) % 3,
+        'test_images': image_sets.random_images(1, 5, 4, 4, 3),
+        'test_labels': np.array([0, 1, 2, 0, 0]),
+    }
+
+
+def npz(tmp_path, arrays: dict[str, np.ndarray], **fields):
+    path = tmp_path / 'set.npz'
+    np.savez(path, **arrays)
+    return data_config('npz', path, **fields)
+
+
+def test_digits_are_scikit_learns_split_once_and_for_all():
+    from sklearn import datasets
+
+    dataset = load_dataset(data_config('digits', image_size=8))
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (1437, 360)
+    assert dataset.train.images.shape == (1437, 8, 8, 1) and dataset.test.labels.dtype == np.int32
+    assert dataset.class_names == tuple('0123456789')
+    found = sorted(
+        (image.tobytes(), label)
+        for split in (dataset.train, dataset.test)
+        for image, label in zip(split.images, split.labels, strict=True)
+    )
+    bundled = datasets.load_digits()
+    pixels = np.round(bundled.images / 16 * 255).astype(np.uint8)
+    assert found == sorted((image.tobytes(), label) for image, label in zip(pixels, bundled.target, strict=True))
+    share = np.bincount(dataset.test.labels) / np.bincount(bundled.target)
+    assert np.all(np.abs(share - 0.2) < 0.005)
+    assert dataset.digest.startswith('def4b703f59c17f3')
+
+
+def test_digits_are_resized_to_16_unless_told_otherwise():
+    small, default = (load_dataset(data_config('digits', image_size=size)) for size in (8, 0))
+    assert default.test.images.shape == (360, 16, 16, 1)
+    image = Image.fromarray(small.test.images[7, :, :, 0])
+    np.testing.assert_array_equal(
+        default.test.images[7, :, :, 0], np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    )
+
+
+def test_npz_round_trip(tmp_path, arrays):
+    dataset = load_dataset(npz(tmp_path, arrays))
+    np.testing.assert_array_equal(dataset.train.images, arrays['train_images'])
+    np.testing.assert_array_equal(dataset.test.labels, arrays['test_labels'])
+    assert dataset.name == 'set' and dataset.class_names == ('0', '1', '2')
+    assert {dataset.train.labels.dtype, dataset.test.labels.dtype} == {np.dtype(np.int32)}
+    named = load_dataset(npz(tmp_path, arrays | {'class_names': np.array(['a', 'b', 'c', 'd'])}))
+    assert named.class_names == ('a', 'b', 'c', 'd')
+
+
+def test_digest_is_the_sha256_of_pixels_and_labels_and_notices_every_change(tmp_path, arrays):
+    digest = hashlib.sha256()
+    for name in ('train_images', 'train_labels', 'test_images', 'test_labels'):
+        array = arrays[name] if 'images' in name else arrays[name].astype(np.int32)
+        digest.update(f'{array.dtype}{array.shape}'.encode() + array.tobytes())
+    assert load_dataset(npz(tmp_path, arrays)).digest == digest.hexdigest()
+    for name, array in arrays.items():
+        changed = array.copy()
+        changed.flat[-1] ^= 1
+        assert load_dataset(npz(tmp_path, arrays | {name: changed})).digest != digest.hexdigest()
+
+
+def test_subset_is_fixed_random_and_in_order(tmp_path, arrays):
+    arrays['train_images'] = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
+    arrays['test_images'] = arrays['test_images'][..., :1]
+    chosen = [load_dataset(npz(tmp_path, arrays, train_examples=8)).train for _ in range(2)]
+    index = chosen[0].images[:, 0, 0, 0]
+    np.testing.assert_array_equal(index, chosen[1].images[:, 0, 0, 0])
+    assert len(index) == 8 and np.all(np.diff(index) > 0) and list(index) != list(range(8))
+    np.testing.assert_array_equal(chosen[0].labels, index % 3)
+    assert len(load_dataset(npz(tmp_path, arrays)).test.labels) == 5
+    with pytest.raises(InputError, match=r'config\.data\.train_examples=21: there are only 20'):
+        load_dataset(npz(tmp_path, arrays, train_examples=21))
+
+
+def test_image_size_resizes_the_centred_square(tmp_path, arrays):
+    wide = np.zeros((20, 4, 8, 3), np.uint8)
+    wide[:, :, 1:7] = 200  # the square and what bilinear sampling sees beside it
+    dataset = load_dataset(npz(tmp_path, arrays | {'train_images': wide}, image_size=6))
+    assert dataset.train.images.shape == (20, 6, 6, 3) and dataset.test.images.shape == (5, 6, 6, 3)
+    assert np.all(dataset.train.images == 200)
+
+
+def test_exact_cifar_subset():
+    if not EXACT_SUBSET.exists():
+        pytest.skip(f'{EXACT_SUBSET.name} is not beside this checkout')
+    dataset = load_dataset(data_config('npz', EXACT_SUBSET))
+    assert dataset.train.images.shape == (5170, 32, 32, 3) and dataset.test.images.shape == (1017, 32, 32, 3)
+    assert dataset.class_names == tuple('0123456789')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'test_labels': np.array([0, 1, 3, 0, 0])}, 'label 3 of image 2 is out of range; 3 classes'),
+        ({'train_labels': np.full(20, -1)}, 'label -1 of image 0 is out of range'),
+        ({'train_labels': np.array([2**40] + 19 * [0])}, 'training label 1099511627776 is out of range'),
+        ({'train_labels': np.zeros(19, int)}, r'labels are int64 \[19\]; integers \[20\]'),
+        ({'train_labels': np.zeros(20)}, r'labels are float64 \[20\]'),
+        ({'train_labels': np.zeros((20, 1), int)}, r'labels are int64 \[20, 1\]'),
+        ({'train_images': np.zeros((20, 4, 4, 3))}, 'images are float64'),
+        ({'train_images': np.zeros((20, 4, 4), np.uint8)}, r'images are uint8 \[20, 4, 4\]'),
+        ({'train_images': np.zeros((20, 4, 4, 4), np.uint8)}, r'uint8 \[20, 4, 4, 4\]'),
+        ({'test_images': np.zeros((5, 8, 8, 3), np.uint8)}, 'set config.data.image_size'),
+        ({'test_images': np.zeros((0, 4, 4, 3), np.uint8), 'test_labels': np.zeros(0, int)}, 'there are no images'),
+        ({'class_names': np.array([1, 2, 3])}, 'class_names is int64'),
+        ({'class_names': np.array(['a'])}, 'label 1 of image 1 is out of range; 1 classes'),
+        ({'train_labels': np.array([None] * 20)}, 'not a readable .npz'),
+    ],
+)
+def test_npz_that_breaks_a_rule_is_refused(tmp_path, arrays, change, message):
+    with pytest.raises(InputError, match=message):
+        load_dataset(npz(tmp_path, arrays | change))
+
+
+def test_npz_without_an_array_or_not_a_zip_is_refused(tmp_path, arrays):
+    del arrays['test_labels']
+    with pytest.raises(InputError, match='there is no array test_labels; it has train_images'):
+        load_dataset(npz(tmp_path, arrays))
+    path = tmp_path / 'text.npz'
+    path.write_text('not a zip')
+    with pytest.raises(InputError, match=r'text\.npz: not a readable \.npz'):
+        load_dataset(data_config('npz', path))
+    with pytest.raises(InputError, match=r'none\.npz'):
+        load_dataset(data_config('npz', tmp_path / 'none.npz'))
+
+
+def write_idx(folder: Path, names=('train', 't10k'), gzipped=False) -> dict[str, np.ndarray]:
+    """Twelve training and six test images of 5x4 pixels, labels 0 to 5."""
+    arrays = {}
+    for seed, prefix in enumerate(names):
+        count = 12 if prefix == 'train' else 6
+        arrays[f'{prefix}-images-idx3-ubyte'] = image_sets.random_images(seed, count, 5, 4)
+        arrays[f'{prefix}-labels-idx1-ubyte'] = np.arange(count, dtype=np.uint8) % 6
+    for name, array in arrays.items():
+        content = image_sets.idx_bytes(array)
+        (folder / (name + '.gz' * gzipped)).write_bytes(gzip.compress(content) if gzipped else content)
+    return arrays
+
+
+@pytest.mark.parametrize('gzipped', [False, True])
+def test_idx_round_trip(tmp_path, gzipped):
+    arrays = write_idx(tmp_path, gzipped=gzipped)
+    dataset = load_dataset(data_config('idx', tmp_path))
+    np.testing.assert_array_equal(dataset.train.images[..., 0], arrays['train-images-idx3-ubyte'])
+    np.testing.assert_array_equal(dataset.test.labels, arrays['t10k-labels-idx1-ubyte'])
+    assert dataset.train.images.shape == (12, 5, 4, 1) and dataset.class_names == tuple('012345')
+
+
+def test_idx_with_the_test_files_alone_says_what_is_there(tmp_path):
+    write_idx(tmp_path, names=('t10k',))
+    with pytest.raises(InputError, match=r'no train-images-idx3-ubyte .*has t10k-images-idx3-ubyte, t10k-labels'):
+        load_dataset(data_config('idx', tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('name', 'damage', 'message'),
+    [
+        ('train-images-idx3-ubyte', lambda b: b'\x00\x00\x0d\x03' + b[4:], 'starts with 00 00 0d 03'),
+        ('train-images-idx3-ubyte', lambda b: b[:-1], 'says 12x5x4 bytes of data and has 239'),
+        ('train-images-idx3-ubyte', lambda b: b + b'\0', 'has 241'),
+        ('train-images-idx3-ubyte', lambda b: b[:4] + b'\xff' * 12 + b[16:], 'says 4294967295x'),
+        ('train-images-idx3-ubyte', lambda b: b[:9], 'ends within its header'),
+        ('t10k-labels-idx1-ubyte', lambda b: b'', 'starts with , where'),
+        ('t10k-labels-idx1-ubyte', lambda b: b[:-1] + b'\x06', 'label 6 of image 5 is out of range'),
+        (
+            't10k-labels-idx1-ubyte',
+            lambda b: image_sets.idx_bytes(np.zeros(5)),
+            r'labels are uint8 \[5\]; integers \[6\]',
+        ),
+        ('t10k-labels-idx1-ubyte', lambda b: gzip.compress(b)[:-9], 'damaged gzip file'),
+        ('t10k-labels-idx1-ubyte', lambda b: gzip.compress(b)[:12] + b'\xff' * 30, 'damaged gzip file'),
+    ],
+)
+def test_damaged_idx_is_refused(tmp_path, name, damage, message):
+    write_idx(tmp_path)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(InputError, match=message) as error:
+        load_dataset(data_config('idx', tmp_path))
+    assert '\n' not in str(error.value)
+
+
+def test_unzipped_size_is_bounded(tmp_path, monkeypatch):
+    write_idx(tmp_path, gzipped=True)
+    monkeypatch.setattr('pnn_jax.data.files.MAX_BYTES', 100)
+    with pytest.raises(InputError, match=r'train-images-idx3-ubyte\.gz: more than 100 bytes'):
+        load_dataset(data_config('idx', tmp_path))
+
+
+def test_unknown_source_or_no_path_is_refused():
+    assert set(SOURCES) == {'digits', 'tfds', 'folder', 'cifar', 'idx', 'npz'}
+    with pytest.raises(InputError, match=r"config\.data\.source='url'"):
+        load_dataset(data_config('url', 'x'))
+    for source in ('folder', 'cifar', 'idx', 'npz'):
+        with pytest.raises(InputError, match=r'config\.data\.path is empty'):
+            load_dataset(data_config(source))

@@ -1,0 +1,129 @@
+"""Evaluation on four devices against a count in numpy, and against the wrong ways of counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pnn_jax.evaluate import make_evaluate, padded_batches, per_class_table
+from pnn_jax.metrics import Metrics, judge
+
+SIZES = (1, 3, 4, 5, 359, 360, 1003)
+BATCH = 64
+
+
+def predict(weights, images):
+    """Logits that are NaN for images of zeros."""
+    return jnp.where((images == 0).all(-1, keepdims=True), jnp.nan, images @ weights)
+
+
+@pytest.fixture(scope='module')
+def evaluate():
+    return make_evaluate(predict)
+
+
+def examples(size, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(size, 6)).astype(np.float32)
+    return images, rng.integers(0, 10, size).astype(np.int32), rng.normal(size=(6, 10)).astype(np.float32)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_counts_equal_numpy(evaluate, size):
+    images, labels, weights = examples(size, seed=size)
+    expected = (images @ weights).argmax(-1) == labels
+    result = evaluate(weights, padded_batches(images, labels, BATCH), size)
+    assert jax.local_device_count() == 4
+    assert result.count == size
+    np.testing.assert_array_equal(result.correct, expected)
+    assert result.num_correct == expected.sum()
+    logits = images @ weights
+    order = np.argsort(-logits, axis=-1)[:, :5]
+    np.testing.assert_array_equal(result.top5, (order == labels[:, None]).any(-1))
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(size), labels]
+    np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('size', [5, 359, 1003])
+def test_wrong_ways_of_counting_differ(size):
+    """With every full batch wrong and the rest right, dropping or averaging gives another figure."""
+    correct = np.zeros(size, bool)
+    rest = size % 4 or 4
+    correct[-rest:] = True
+    batches = [correct[i : i + 4] for i in range(0, size, 4)]
+    mean_of_batches = np.mean([batch.mean() for batch in batches])
+    dropped = correct[: size // 4 * 4].mean()
+    assert dropped != correct.mean()
+    assert mean_of_batches != correct.mean()
+
+
+@pytest.mark.parametrize('size', [5, 359, 1003])
+def test_right_where_the_wrong_ways_fail(evaluate, size):
+    images, _, weights = examples(size)
+    best = (images @ weights).argmax(-1).astype(np.int32)
+    labels = (best + 1) % 10
+    labels[-3:] = best[-3:]
+    result = evaluate(weights, padded_batches(images, labels, BATCH), size)
+    assert result.num_correct == 3
+    assert result.accuracy == 3 / size
+
+
+def test_padding_full_of_nan_is_never_looked_at(evaluate):
+    images, labels, weights = examples(5)
+
+    def poisoned():
+        for batch in padded_batches(images, labels, BATCH):
+            batch['image'] = np.where(batch['batch_mask'][..., None], batch['image'], np.nan)
+            batch['label'] = np.where(batch['batch_mask'], batch['label'], 9).astype(np.int32)
+            yield batch
+
+    clean = evaluate(weights, padded_batches(images, labels, BATCH), 5)
+    result = evaluate(weights, poisoned(), 5)
+    np.testing.assert_array_equal(result.correct, clean.correct)
+    assert result.loss == clean.loss
+    assert result.nonfinite == 0
+
+
+def test_nonfinite_logits_count_as_wrong_and_are_reported(evaluate):
+    images, labels, weights = examples(7)
+    images[2] = 0  # predict() gives NaN for it
+    labels[:] = (images @ weights).argmax(-1)
+    result = evaluate(weights, padded_batches(images, labels, BATCH), 7)
+    assert (result.num_correct, result.count, result.nonfinite) == (6, 7, 1)
+    assert not result.correct[2]
+    assert np.isfinite(result.loss)
+
+
+def test_a_lost_example_is_an_error(evaluate):
+    images, labels, weights = examples(6)
+    with pytest.raises(AssertionError, match='of 7'):
+        evaluate(weights, padded_batches(images, labels, BATCH), 7)
+
+
+def test_judge_breaks_ties_as_argmax_does():
+    logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    judgement = judge(logits, jnp.array([0, 1, 0]), jnp.array([True, True, False]))
+    assert judgement.correct.tolist() == [True, False, False]
+    assert judgement.total().compute()['count'] == 2
+
+
+def test_metrics_merge_by_addition():
+    logits = jax.random.normal(jax.random.key(0), (10, 4))
+    labels = jnp.arange(10) % 4
+    mask = jnp.ones(10, bool)
+    whole = judge(logits, labels, mask).total().compute()
+    parts = Metrics.empty()
+    for start, stop in ((0, 3), (3, 4), (4, 10)):
+        parts = parts.merge(judge(logits[start:stop], labels[start:stop], mask[start:stop]).total())
+    merged = parts.compute()
+    assert (merged['correct'], merged['count']) == (whole['correct'], whole['count'])
+    np.testing.assert_allclose(merged['loss'], whole['loss'], rtol=1e-6)
+
+
+def test_per_class_table():
+    table = per_class_table(np.array([True, False, True]), np.array([0, 0, 2]), ('a', 'b', 'c'))
+    assert table == {
+        'a': {'correct': 1, 'count': 2},
+        'b': {'correct': 0, 'count': 0},
+        'c': {'correct': 1, 'count': 1},
+    }

@@ -1,0 +1,133 @@
+"""Networks from shapes alone: parameter counts at full width, and what is refused."""
+
+import importlib
+
+import jax
+import pytest
+
+from configs import default
+from pnn_jax.errors import InputError
+from pnn_jax.models import MODELS, create_model
+from pnn_jax.models.registry import count_variables
+from pnn_jax.train_state import init_variables
+
+
+def shapes(config, image_shape=(32, 32, 3), num_classes=10):
+    model = create_model(config.model, num_classes)
+    keys = {'key': jax.random.key(0), 'mask_key': jax.random.key(1)}
+    return jax.eval_shape(lambda: init_variables(model, image_shape, **keys))
+
+
+# The audit's README widths; reference.md of the audit counts them from the PyTorch modules.
+@pytest.mark.parametrize(
+    'name, trained, masks, frozen',
+    [
+        ('baseline', 5_284_982, 0, 0),
+        ('original', 5_640_074, 68_608, 0),
+        ('original_stem3', 5_624_714, 1_097_728, 0),
+        ('no_noise', 5_611_146, 0, 0),
+        ('noise_everywhere', 5_608_202, 1_100_800, 0),
+        ('noise_masks', 6_813_834, 70_254_592, 0),
+        ('shared_masks', 1_220_234, 412_672, 0),
+        ('trained_masks', 1_632_906, 412_672, 0),
+        ('authors_answer', 5_624_714 - 3 * 3 * 3 * 128, 1_097_728, 3 * 3 * 3 * 128),
+        ('authors_all_layers', 23_546_122, 6_127_616, 0),
+    ],
+)
+def test_parameter_counts_at_full_width(name, trained, masks, frozen):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    assert count_variables(shapes(config)) == {'trained': trained, 'masks': masks, 'frozen': frozen}
+
+
+def test_every_network_is_reached_by_a_test():
+    assert set(MODELS) == {
+        'resnet18', 'perturb_resnet18', 'answer_resnet18', 'noise_resnet18', 'noise_resnet34', 'noise_resnet50',
+        'noise_resnet101', 'noise_resnet152', 'lenet', 'cifarnet',
+    }  # fmt: skip
+
+
+# Widths of ResNets at 64 filters, from torchvision's counts: 1x1 kernels in place of 3x3, batch norms and biases added.
+@pytest.mark.parametrize('depth, blocks, per_block', [(34, 16, 2), (50, 16, 1), (101, 33, 1), (152, 50, 1)])
+def test_deeper_noise_networks_have_a_mask_for_every_perturbation(depth, blocks, per_block):
+    config = default.get_config()
+    config.model.name = f'noise_resnet{depth}'
+    config.model.num_filters = 4
+    config.model.stem_kernel_size = 7
+    masks = shapes(config, (64, 64, 3))['noise_masks']
+    assert len(jax.tree.leaves(masks)) == blocks * per_block
+    assert len(masks) == blocks
+    # The stem quarters 64 to 16; the last stage sees 2x2.
+    assert jax.tree.leaves(masks['stage4_block3'])[0].shape[:2] == (2, 2)
+
+
+@pytest.mark.parametrize('name', sorted(MODELS))
+@pytest.mark.parametrize('image_shape', [(28, 28, 1), (32, 32, 3), (33, 35, 2)])
+def test_grey_and_odd_sizes_work(name, image_shape):
+    """MNIST and odd maps, where the PyTorch residual networks stop."""
+    config = default.get_config()
+    config.model.name = name
+    config.model.num_filters = 6
+    model = create_model(config.model, 7)
+    variables = shapes(config, image_shape, num_classes=7)
+    images = jax.ShapeDtypeStruct((2, *image_shape), 'float32')
+    logits = jax.eval_shape(lambda variables, images: model.apply(variables, images, train=False), variables, images)
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize('stem, kernel', [('conv', 5), ('conv', 7), ('conv', 1), ('perturbation', 3)])
+@pytest.mark.parametrize('name', ['perturb_resnet18', 'lenet', 'cifarnet', 'answer_resnet18'])
+def test_first_layers_that_stop_the_pytorch_code_work(name, stem, kernel):
+    """5x5 and 7x7 first layers leave 30x30 and 8x8 maps, for which the PyTorch code has no masks."""
+    config = default.get_config()
+    config.model.name = name
+    config.model.num_filters = 6
+    config.model.stem_layer = stem
+    config.model.stem_kernel_size = kernel
+    assert count_variables(shapes(config))['masks'] > 0
+
+
+def test_images_too_small_are_refused():
+    config = default.get_config()
+    config.model.num_filters = 4
+    with pytest.raises(InputError, match='too small'):
+        shapes(config, (4, 4, 3))
+
+
+def test_grouped_combination_needs_divisible_widths():
+    config = default.get_config()
+    config.model.num_filters = 8
+    config.model.num_masks = 2
+    with pytest.raises(InputError, match='multiple'):
+        shapes(config)
+
+
+def test_mask_seed_and_weight_seed_are_independent():
+    config = default.get_config()
+    config.model.name = 'lenet'
+    config.model.num_filters = 4
+    model = create_model(config.model, 10)
+
+    def init(seed, mask_seed):
+        return init_variables(model, (8, 8, 1), key=jax.random.key(seed), mask_key=jax.random.key(mask_seed))
+
+    first, other_masks, other_weights = init(0, 0), init(0, 1), init(1, 0)
+    same = lambda a, b: all(bool((x == y).all()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert same(first['params'], other_masks['params'])
+    assert not same(first['noise_masks'], other_masks['noise_masks'])
+    assert same(first['noise_masks'], other_weights['noise_masks'])
+    assert not same(first['params'], other_weights['params'])
+
+
+def test_trained_masks_start_at_the_values_of_fixed_ones():
+    config = default.get_config()
+    config.model.name = 'lenet'
+    config.model.num_filters = 4
+    fixed = init_variables(create_model(config.model, 10), (8, 8, 1), key=jax.random.key(0), mask_key=jax.random.key(5))
+    config.model.trainable_masks = True
+    trained = init_variables(
+        create_model(config.model, 10), (8, 8, 1), key=jax.random.key(0), mask_key=jax.random.key(5)
+    )
+    assert 'noise_masks' not in trained
+    for layer in ('layer1', 'layer2', 'layer3'):
+        assert (fixed['noise_masks'][layer]['masks'] == trained['params'][layer]['masks']).all()
+        assert (fixed['params'][layer]['kernel'] == trained['params'][layer]['kernel']).all()

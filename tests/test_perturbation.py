@@ -1,0 +1,242 @@
+"""The operation against its plain twin, the twin against loops and numbers worked out by hand, and what must hold."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pnn_jax import perturbation
+from pnn_jax.activations import ACTIVATIONS, RRELU_BOUNDS
+from pnn_jax.perturbation import perturb_combine, perturb_combine_dense, perturb_combine_reference
+
+LEAKY = ('lrelu', 'prelu', 'rrelu')
+
+
+def random_arguments(shape, *, num_masks, outputs, share_masks, seed=0):
+    """x, noise_masks, weights and a cotangent, float64."""
+    draw = np.random.default_rng(seed).normal
+    _, height, width, channels = shape
+    masks = draw(size=(height, width, 1 if share_masks else channels, num_masks))
+    return draw(size=shape), masks, draw(size=(channels, num_masks, outputs)), draw(size=(*shape, outputs))
+
+
+def outputs_and_gradients(op, x, masks, weights, y_bar, *, activation, key=None):
+    """y and the gradients of <y, y_bar> with respect to x, masks, weights and slope."""
+
+    @jax.jit
+    def run(x, masks, weights, slope):
+        apply = lambda x, masks, weights, slope: op(
+            x, masks, weights, noise_level=0.7, activation=activation, slope=slope, key=key
+        )
+        y, pullback = jax.vjp(apply, x, masks, weights, slope)
+        return y, pullback(jnp.asarray(y_bar))
+
+    slope = jnp.asarray(0.3) if activation in LEAKY else None
+    return run(*map(jnp.asarray, (x, masks, weights)), slope)
+
+
+def assert_same(ours, expected, tolerance):
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('share_masks', [False, True])
+@pytest.mark.parametrize('activation', [*ACTIVATIONS, 'random rrelu', None])
+def test_equals_the_plain_twin_in_outputs_and_all_gradients(activation, share_masks):
+    with jax.enable_x64(True):
+        key = None
+        if activation == 'random rrelu':
+            activation, key = 'rrelu', jax.random.key(5)
+        arguments = random_arguments((3, 2, 3, 4), num_masks=5, outputs=2, share_masks=share_masks)
+        ours = outputs_and_gradients(perturb_combine, *arguments, activation=activation, key=key)
+        expected = outputs_and_gradients(perturb_combine_reference, *arguments, activation=activation, key=key)
+        assert ours[0].dtype == jnp.float64
+        assert_same(ours, expected, 1e-10)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 18), st.integers(1, 7), st.integers(1, 7), st.integers(1, 3)),
+    num_masks=st.integers(1, 7),
+    outputs=st.integers(1, 3),
+    share_masks=st.booleans(),
+    activation=st.sampled_from(['relu', 'prelu', 'elu', 'tanh']),
+)
+def test_equals_the_plain_twin_for_any_shape(shape, num_masks, outputs, share_masks, activation):
+    with jax.enable_x64(True):
+        arguments = random_arguments(shape, num_masks=num_masks, outputs=outputs, share_masks=share_masks)
+        ours = outputs_and_gradients(perturb_combine, *arguments, activation=activation)
+        expected = outputs_and_gradients(perturb_combine_reference, *arguments, activation=activation)
+        assert_same(ours, expected, 1e-10)
+
+
+def test_the_twin_equals_loops_over_everything():
+    activations = {
+        None: lambda v: v,
+        'relu': lambda v: max(v, 0.0),
+        'lrelu': lambda v: v if v >= 0 else 0.3 * v,
+        'elu': lambda v: v if v > 0 else math.expm1(v),
+        'sigmoid': lambda v: 1 / (1 + math.exp(-v)),
+        'tanh': math.tanh,
+    }
+    with jax.enable_x64(True):
+        for share_masks in (False, True):
+            x, masks, weights, y_bar = random_arguments((2, 2, 1, 3), num_masks=4, outputs=2, share_masks=share_masks)
+            for activation, activate in activations.items():
+                expected = np.zeros(y_bar.shape)
+                for b, h, w, g, k in np.ndindex(*y_bar.shape):
+                    for m in range(4):
+                        value = x[b, h, w, g] + 0.7 * masks[h, w, 0 if share_masks else g, m]
+                        expected[b, h, w, g, k] += weights[g, m, k] * activate(value)
+                y = perturb_combine_reference(
+                    *map(jnp.asarray, (x, masks, weights)),
+                    noise_level=0.7,
+                    activation=activation,
+                    slope=jnp.asarray(0.3),
+                )
+                np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('op', [perturb_combine, perturb_combine_reference])
+def test_numbers_worked_out_by_hand(op):
+    """One pixel, x = 1, masks (-4, 2) at level 1/2: perturbed to -1 and 2. Weights (3, 5) and (7, 11)."""
+    x = jnp.full((1, 1, 1, 1), 1.0)
+    masks = jnp.array([-4.0, 2.0]).reshape(1, 1, 1, 2)
+    weights = jnp.array([[3.0, 7.0], [5.0, 11.0]]).reshape(1, 2, 2)
+
+    def loss(x, masks, weights, slope):
+        y = op(x, masks, weights, noise_level=0.5, activation='prelu', slope=slope)
+        return y @ jnp.array([1.0, 100.0]), y
+
+    gradients, y = (
+        jax.jacrev(lambda *args: loss(*args)[0].sum(), argnums=(0, 1, 2, 3))(x, masks, weights, jnp.float32(0.25)),
+        loss(x, masks, weights, jnp.float32(0.25))[1],
+    )
+    # Responses are -1/4 and 2.
+    np.testing.assert_allclose(y.ravel(), [-0.25 * 3 + 2 * 5, -0.25 * 7 + 2 * 11], rtol=1e-6)
+    x_bar, masks_bar, weights_bar, slope_bar = gradients
+    combined = np.array([3 + 700, 5 + 1100])  # the weights seen by the loss
+    np.testing.assert_allclose(x_bar.ravel(), [0.25 * combined[0] + combined[1]], rtol=1e-6)
+    np.testing.assert_allclose(masks_bar.ravel(), [0.5 * 0.25 * combined[0], 0.5 * combined[1]], rtol=1e-6)
+    np.testing.assert_allclose(weights_bar[0], [[-0.25, -25.0], [2.0, 200.0]], rtol=1e-6)
+    np.testing.assert_allclose(slope_bar, -1 * combined[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('activation', [*ACTIVATIONS, None])
+def test_dense_is_the_sum_over_channels_of_one_mask_each(activation):
+    with jax.enable_x64(True):
+        x, masks, weights, _ = map(
+            jnp.asarray, random_arguments((2, 3, 2, 4), num_masks=1, outputs=5, share_masks=False)
+        )
+        key = jax.random.key(2) if activation == 'rrelu' else None
+        options = {'noise_level': 0.7, 'activation': activation, 'slope': jnp.asarray(0.3), 'key': key}
+        y = perturb_combine_dense(x, masks, weights[:, 0], **options)
+        expected = perturb_combine_reference(x, masks, weights, **options).sum(-2)
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_invariants():
+    with jax.enable_x64(True):
+        x, masks, weights, _ = map(
+            jnp.asarray, random_arguments((2, 3, 3, 2), num_masks=6, outputs=2, share_masks=False)
+        )
+        op = lambda masks, weights, level=0.7, x=x: perturb_combine(
+            x, masks, weights, noise_level=level, activation='relu'
+        )
+        y = op(masks, weights)
+        order = np.array([3, 5, 0, 1, 4, 2])
+        np.testing.assert_allclose(op(masks[..., order], weights[:, order]), y, rtol=1e-12, atol=1e-12)
+        assert np.abs(op(masks[..., order], weights) - y).max() > 0.1
+        without_noise = jax.nn.relu(x)[..., None] * weights.sum(1)[None, None, None]
+        np.testing.assert_allclose(op(masks, weights, level=0.0), without_noise, rtol=1e-12, atol=1e-12)
+        assert not op(masks, jnp.zeros_like(weights)).any()
+        # An image's result depends on no other image.
+        np.testing.assert_array_equal(op(masks, weights, x=x[1:])[0], y[1])
+
+
+def test_random_slopes_stay_in_their_bounds_and_differ():
+    x = -jnp.ones((4, 5, 5, 2))
+    masks, weights = jnp.zeros((5, 5, 2, 3)), jnp.ones((2, 3, 1))
+    op = jax.jit(
+        lambda weights, seed: perturb_combine(
+            x, masks, weights, noise_level=0.5, activation='rrelu', key=jax.random.key(seed)
+        )
+    )
+    one_by_one = np.stack([-op(weights.at[:, np.arange(3) != m].set(0), 0) for m in range(3)])
+    low, high = RRELU_BOUNDS
+    assert low <= one_by_one.min() < low + 0.01 and high - 0.01 < one_by_one.max() <= high
+    assert len(np.unique(one_by_one)) > 0.99 * one_by_one.size
+    np.testing.assert_allclose(-op(weights, 0), one_by_one.sum(0), rtol=1e-6)
+    assert np.abs(op(weights, 0) - op(weights, 1)).max() > 0.01
+
+
+def test_vmap_over_runs_equals_a_loop():
+    runs = [random_arguments((2, 3, 3, 2), num_masks=3, outputs=2, share_masks=True, seed=s) for s in range(3)]
+    x, masks, weights, y_bar = (jnp.asarray(np.stack(a), jnp.float32) for a in zip(*runs, strict=True))
+
+    def gradients(x, masks, weights, slope, y_bar):
+        op = lambda *args: perturb_combine(*args[:3], noise_level=0.5, activation='prelu', slope=args[3])
+        y, pullback = jax.vjp(op, x, masks, weights, slope)
+        return y, pullback(y_bar)
+
+    slopes = jnp.array([0.1, 0.2, 0.3])
+    together = jax.vmap(gradients)(x, masks, weights, slopes, y_bar)
+    single = jax.jit(gradients)
+    for i in range(3):
+        expected = single(x[i], masks[i], weights[i], slopes[i], y_bar[i])
+        assert_same(jax.tree.map(lambda a, i=i: a[i], together), expected, 1e-5)
+
+
+def test_bfloat16_sums_in_float32():
+    x, masks, weights, y_bar = (
+        jnp.asarray(a, jnp.bfloat16) for a in random_arguments((2, 2, 2, 2), num_masks=40, outputs=1, share_masks=False)
+    )
+    ours = outputs_and_gradients(perturb_combine, x, masks, weights, y_bar, activation='relu')
+    assert {a.dtype for a in jax.tree.leaves(ours)} == {jnp.dtype(jnp.bfloat16)}
+    wide = [a.astype(jnp.float32) for a in (x, masks, weights, y_bar)]
+    expected = outputs_and_gradients(perturb_combine_reference, *wide, activation='relu')
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        # One rounding to 8 bits at the end; a sum of 40 terms in bfloat16 would be off by percents.
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-3)
+
+
+def compiled_gradient(op, num_masks, *, of_masks=False):
+    """The compiled gradient for float32 [16, 8, 8, 16], and the bytes of masks and weights."""
+    x, masks, weights, y_bar = (
+        jnp.asarray(a, jnp.float32)
+        for a in random_arguments((16, 8, 8, 16), num_masks=num_masks, outputs=1, share_masks=False)
+    )
+
+    @jax.jit
+    def gradients(x, masks, weights, y_bar):
+        apply = lambda x, masks, weights: op(x, masks, weights, noise_level=0.5, activation='relu')
+        bars = jax.vjp(apply, x, masks, weights)[1](y_bar)
+        return bars if of_masks else (bars[0], bars[2])
+
+    return gradients.lower(x, masks, weights, y_bar).compile(), masks.nbytes, weights.nbytes
+
+
+def test_memory_does_not_grow_with_copies_of_the_input():
+    """From 32 to 128 masks, temporaries grow by no more than the masks and a gradient of the weights for each lane."""
+
+    def growth_and_allowance(op):
+        few, few_masks, few_weights = compiled_gradient(op, 32)
+        many, more_masks, more_weights = compiled_gradient(op, 128)
+        growth = many.memory_analysis().temp_size_in_bytes - few.memory_analysis().temp_size_in_bytes
+        return growth, more_masks - few_masks + (perturbation.LANES + 1) * (more_weights - few_weights)
+
+    growth, allowance = growth_and_allowance(perturb_combine)
+    assert growth <= allowance
+    growth, allowance = growth_and_allowance(perturb_combine_reference)
+    assert growth > 4 * allowance
+
+
+def test_gradient_of_fixed_masks_costs_nothing():
+    fixed, trained = (compiled_gradient(perturb_combine, 8, of_masks=of_masks)[0] for of_masks in (False, True))
+    assert fixed.cost_analysis()['flops'] < 0.8 * trained.cost_analysis()['flops']

@@ -1,0 +1,239 @@
+"""Training as a whole: independent of devices and dispatches, resumable, honest about failure."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from PIL import Image
+
+from configs import quickstart
+from pnn_jax.checkpoints import tree_digest
+from pnn_jax.data import Dataset, Split
+from pnn_jax.data.batches import epoch_order
+from pnn_jax.errors import InputError, RunError, StoppedEarly
+from pnn_jax.feeds import BATCH_AXIS, make_train_step
+from pnn_jax.train import Trainer, evaluate_checkpoint, make_update, train_and_evaluate
+
+
+def tiny_config(**changes):
+    config = quickstart.get_config()
+    config.num_epochs = 2
+    config.batch_size = 8
+    config.eval_batch_size = 16
+    config.model.num_filters = 4
+    config.model.num_masks = 2
+    config.schedule.milestones = (1,)
+    config.log.every_steps = 2
+    config.log.tensorboard = False
+    config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in changes.items()})
+    return config
+
+
+@pytest.fixture(scope='module')
+def dataset():
+    rng = np.random.default_rng(0)
+    split = lambda n: Split(
+        images=rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8), labels=rng.integers(0, 3, n).astype(np.int32)
+    )
+    return Dataset(name='random', train=split(29), test=split(13), class_names=('a', 'b', 'c'), digest='random')
+
+
+@pytest.fixture(scope='module')
+def trainer(dataset):
+    return Trainer(tiny_config(), dataset)
+
+
+def train_one_epoch(feed, state, dispatches):
+    order = epoch_order(state.key, 0, feed.num_train)
+    for start, batch_size, num_steps in dispatches:
+        state = feed.train_step(
+            state, feed.images, feed.labels, order, start, batch_size=batch_size, num_steps=num_steps
+        )
+    return state
+
+
+def assert_trees_close(left, right, **tolerance):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+@pytest.fixture(scope='module')
+def after_an_epoch(trainer):
+    return train_one_epoch(trainer.feed, trainer.fresh_state(0, 0), trainer.feed.dispatches(0))
+
+
+def test_every_example_is_trained_on_once(trainer, after_an_epoch):
+    assert list(trainer.feed.dispatches(0)) == [(0, 8, 1), (8, 8, 1), (16, 8, 1), (24, 5, 1)]
+    assert int(after_an_epoch.step) == trainer.steps_per_epoch == 4
+    assert int(after_an_epoch.epoch_metrics.count) == 29
+
+
+def test_several_steps_a_dispatch_equal_single_steps(trainer, after_an_epoch):
+    state = train_one_epoch(trainer.feed, trainer.fresh_state(0, 0), [(0, 8, 3), (24, 5, 1)])
+    assert_trees_close(state.params, after_an_epoch.params, rtol=1e-4, atol=1e-5)
+    assert int(state.epoch_metrics.correct) == int(after_an_epoch.epoch_metrics.correct)
+
+
+def test_four_devices_equal_one(trainer, after_an_epoch, dataset):
+    """Same batches, same augmentation, global batch statistics; the sums differ in order only."""
+    assert trainer.mesh.size == 4
+    mesh = jax.make_mesh((1,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    config = tiny_config()
+    update = make_update(trainer.model, trainer.optimizer, config.data, jnp.float32)
+    step = make_train_step(update, mesh)
+    state = jax.device_put(trainer.fresh_state(0, 0), jax.devices()[0])
+    images, labels = jax.device_put((dataset.train.images, dataset.train.labels), jax.devices()[0])
+    order = epoch_order(state.key, 0, 29)
+    for start, batch_size, _ in trainer.feed.dispatches(0):
+        state = step(state, images, labels, order, start, batch_size=batch_size)
+    # Adam divides by the gradient's size, so that where a true gradient is 0 rounding decides: not the biases in
+    # front of a batch norm.
+    keep = lambda tree: {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if 'bias' not in jax.tree_util.keystr(path)
+    }
+    assert_trees_close(keep(state.params), keep(after_an_epoch.params), rtol=1e-3, atol=1e-4)
+    assert_trees_close(state.batch_stats, after_an_epoch.batch_stats, rtol=1e-3, atol=1e-3)
+    assert int(state.epoch_metrics.count) == 29
+
+
+def test_fixed_masks_do_not_change(trainer, after_an_epoch):
+    fresh = trainer.fresh_state(0, 0)
+    assert tree_digest(fresh.fixed) == tree_digest(after_an_epoch.fixed)
+    assert tree_digest(fresh.params) != tree_digest(after_an_epoch.params)
+
+
+def read_run(workdir):
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    for line in lines:
+        del line['images_per_second'], line['seconds']
+    with np.load(workdir / 'outcomes.npz') as stored:
+        outcomes = stored['correct']
+    return lines, outcomes
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, dataset):
+    workdir = tmp_path_factory.mktemp('run')
+    result = train_and_evaluate(tiny_config(), str(workdir), dataset=dataset)
+    return workdir, result
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, result = finished
+    for name in ('config.json', 'metrics.jsonl', 'result.json', 'outcomes.npz', 'curves.png', 'train.log'):
+        assert (workdir / name).stat().st_size > 0
+    lines, outcomes = read_run(workdir)
+    assert [line['epoch'] for line in lines] == [1, 2]
+    assert [line['step'] for line in lines] == [4, 8]
+    assert outcomes.shape == (2, 13)
+    assert [line['test_correct'] for line in lines] == outcomes.sum(1).tolist()
+    assert result == json.loads((workdir / 'result.json').read_text())
+    assert result['final_test_correct'] == outcomes[-1].sum()
+    assert result['final_test_count'] == 13
+    assert result['max_test_accuracy'] == outcomes.mean(1).max()
+    assert sum(row['count'] for row in result['per_class'].values()) == 13
+    assert result['parameters'] == {'trained': 1427, 'masks': 288, 'frozen': 0}
+
+
+def test_learning_rate_changes_at_the_milestone(finished):
+    lines, _ = read_run(finished[0])
+    np.testing.assert_allclose([line['learning_rate'] for line in lines], [2e-3, 4e-4])
+
+
+def test_a_finished_run_is_not_trained_again(finished, dataset):
+    workdir, result = finished
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    assert train_and_evaluate(tiny_config(), str(workdir), dataset=dataset) == result
+    assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_evaluation_of_a_checkpoint_gives_the_count_of_the_run(finished, dataset):
+    workdir, result = finished
+    latest = evaluate_checkpoint(tiny_config(), str(workdir), which='latest', dataset=dataset)
+    best = evaluate_checkpoint(tiny_config(), str(workdir), which='best', dataset=dataset)
+    assert latest['final_test_correct'] == result['final_test_correct']
+    assert best['final_test_accuracy'] == result['max_test_accuracy']
+
+
+def test_a_run_stopped_anywhere_continues_bit_for_bit(finished, dataset, tmp_path):
+    """Stopped after every single dispatch, mid-epoch and between epochs."""
+    stops = 0
+    while True:
+        asked = iter([''] + ['enough'] * 100)
+        try:
+            result = train_and_evaluate(tiny_config(), str(tmp_path), should_stop=lambda: next(asked), dataset=dataset)  # noqa: B023
+            break
+        except StoppedEarly:
+            stops += 1
+            assert stops < 20
+    assert stops >= 3
+    workdir, expected = finished
+    lines, outcomes = read_run(tmp_path)
+    expected_lines, expected_outcomes = read_run(workdir)
+    assert lines == expected_lines
+    np.testing.assert_array_equal(outcomes, expected_outcomes)
+    assert result['final_test_correct'] == expected['final_test_correct']
+
+
+def test_a_workdir_of_another_run_is_refused(finished, dataset):
+    workdir, _ = finished
+    with pytest.raises(InputError, match='num_filters'):
+        train_and_evaluate(tiny_config(model__num_filters=6), str(workdir), dataset=dataset)
+
+
+def test_other_images_are_refused(finished, dataset):
+    workdir, _ = finished
+    other = Dataset(dataset.name, dataset.train, dataset.test, dataset.class_names, digest='another')
+    with pytest.raises(InputError, match='data'):
+        train_and_evaluate(tiny_config(num_epochs=3), str(workdir), dataset=other)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(dataset, tmp_path):
+    config = tiny_config(optimizer__name='sgd', optimizer__learning_rate=1e30, log__every_steps=1)
+    with pytest.raises(RunError, match=r'not finite at step [1-4];'):
+        train_and_evaluate(config, str(tmp_path), dataset=dataset)
+
+
+def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
+    summary = train_and_evaluate(tiny_config(num_seeds=2), str(tmp_path), dataset=dataset)
+    _, single = finished
+    first, second = summary['seeds']
+    assert first['final_test_correct'] == single['final_test_correct']
+    assert (second['seed'], second['mask_seed']) == (1, 1)
+    accuracies = [first['final_test_accuracy'], second['final_test_accuracy']]
+    assert summary['mean_final_test_accuracy'] == pytest.approx(np.mean(accuracies))
+    assert summary['sd_final_test_accuracy'] == pytest.approx(np.std(accuracies, ddof=1))
+
+
+def test_same_seed_same_bits(trainer, after_an_epoch):
+    again = train_one_epoch(trainer.feed, trainer.fresh_state(0, 0), trainer.feed.dispatches(0))
+    assert tree_digest(again.params) == tree_digest(after_an_epoch.params)
+    other_masks = trainer.fresh_state(0, 1)
+    assert tree_digest(other_masks.params) == tree_digest(trainer.fresh_state(0, 0).params)
+
+
+def test_a_stream_trains_as_the_same_images_in_memory(tmp_path):
+    """Decoded on the fly, in the same order, to the same counts; stopped in mid-epoch it goes on to the same end."""
+    rng = np.random.default_rng(1)
+    for split, count in (('train', 9), ('test', 5)):
+        for name in ('a', 'b'):
+            (tmp_path / 'images' / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / 'images' / split / name / f'{i}.png')
+    common = {'data__path': str(tmp_path / 'images'), 'data__image_size': 8, 'data__cache_dir': str(tmp_path / 'cache')}
+    memory = train_and_evaluate(tiny_config(**common, data__source='folder'), str(tmp_path / 'memory'))
+
+    config = tiny_config(**common, data__source='stream_folder')
+    asked = iter(['', 'enough'])
+    with pytest.raises(StoppedEarly):
+        train_and_evaluate(config, str(tmp_path / 'stream'), should_stop=lambda: next(asked))
+    stream = train_and_evaluate(config, str(tmp_path / 'stream'))
+    assert stream['final_test_count'] == memory['final_test_count'] == 10
+    assert stream['per_class'] == memory['per_class']
+    np.testing.assert_allclose(stream['final_test_loss'], memory['final_test_loss'], rtol=1e-4)
