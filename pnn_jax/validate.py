@@ -60,7 +60,9 @@ def validate_config(config) -> None:
         problems.at_least(field, config[field], minimum)
     for field in ('seed', 'mask_seed'):
         if config[field] + config.num_seeds > 2**31:
-            problems.append(f'config.{field}={config[field]}: must be below 2**31, further seeds included')
+            problems.append(
+                f'config.{field}={config[field]} with config.num_seeds={config.num_seeds}: all seeds must be below 2**31'
+            )
     problems.choice('platform', config.platform, PLATFORMS)
     problems.at_least('checkpoint.every_steps', config.checkpoint.every_steps, 0)
     problems.at_least('checkpoint.keep', config.checkpoint.keep, 0)
