@@ -33,6 +33,7 @@ from experiments.grid import PRESETS, Preset, Run, build_config, data_config, pr
 from experiments.records import make_record, read_record, record_path
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.main import CPU_XLA_FLAGS, quieten_logs, stop_conditions
+from pnn_jax.memory import restart_with_huge_pages
 
 STOPPED = 75
 
@@ -209,4 +210,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    restart_with_huge_pages()
     sys.exit(exit_code(main))

@@ -17,6 +17,7 @@ allocated there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -34,6 +35,8 @@ import numpy as np
 
 from experiments.command import exit_code
 from pnn_jax.errors import InputError, RunError
+from pnn_jax.main import CPU_XLA_FLAGS
+from pnn_jax.memory import HUGE_PAGES
 
 # jax and torch are imported in the processes that need them, because importing them costs memory that is measured.
 
@@ -63,6 +66,9 @@ SCALING = {
 SEED_STYLES = ('loop', 'vmap', 'map')
 
 SECONDS_PER_TURN = 0.5
+
+# What the entry point sets where its user has not; the peer runs as PyTorch is installed.
+ENTRY_POINT = {'XLA_FLAGS': CPU_XLA_FLAGS, 'GLIBC_TUNABLES': HUGE_PAGES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +129,6 @@ class Measurement:
 
 def our_side(case: Case) -> Side:
     """The project's own training step, or its evaluation of one batch."""
-    os.environ.setdefault('XLA_FLAGS', '--xla_cpu_prefer_vector_width=512')
     if case.devices:
         os.environ['JAX_NUM_CPU_DEVICES'] = str(case.devices)
     import jax
@@ -249,6 +254,18 @@ def serve(connection: Connection, name: str, case: Case) -> None:
     connection.send((resident if on_accelerator is None else on_accelerator) / 2**20)
 
 
+@contextlib.contextmanager
+def environment(defaults: dict[str, str]):
+    """Sets those of the variables that are not set, for processes that are started meanwhile."""
+    added = defaults.keys() - os.environ.keys()
+    os.environ.update({name: defaults[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 class Process:
     """A process that measures one side of a case."""
 
@@ -257,7 +274,8 @@ class Process:
         self.connection, theirs = context.Pipe()
         self.what = f'{name}, {case}'
         self.process = context.Process(target=serve, args=(theirs, name, case), daemon=True)
-        self.process.start()
+        with environment(ENTRY_POINT if name == 'ours' else {}):
+            self.process.start()
         theirs.close()
         self.measurement = Measurement(*self.receive())
         self.turns: list[tuple[float, float]] = []
@@ -400,7 +418,7 @@ def fastest(function: Callable, *arguments, repeats: int = 10) -> float:
 
 def benchmark_roofline(options, report: Callable[[dict], None]) -> None:
     """The operation in the shapes of rows 6 (unique masks) and 7 (shared): share of the time that is unavoidable."""
-    os.environ.setdefault('XLA_FLAGS', '--xla_cpu_prefer_vector_width=512')
+    os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
     import jax
     import jax.numpy as jnp
 

@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, signal, stats
+import scipy  # its parts are loaded where they are first used: a run needs none of the slow ones
 
 from pnn_jax.errors import InputError
 
@@ -45,7 +45,7 @@ def smoothed_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
     full = history[..., : batches * batch_size].reshape(*history.shape[:-1], batches, batch_size)
     batch_accuracy = 100.0 * full.mean(axis=-1)  # [..., epochs, batches]
     stream = batch_accuracy.reshape(*history.shape[:-2], -1)
-    running = signal.lfilter([1 - SMOOTHING], [1, -SMOOTHING], stream, axis=-1)
+    running = scipy.signal.lfilter([1 - SMOOTHING], [1, -SMOOTHING], stream, axis=-1)
     at_epoch_end = running[..., batches - 1 :: batches]
     return at_epoch_end[0] if outcomes.ndim == 1 else at_epoch_end
 
@@ -91,7 +91,7 @@ def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple
         raise InputError(f'correct: {correct} of {count}; needs 0 <= correct <= count and count > 0')
     if not 0 < confidence < 1:
         raise InputError(f'confidence: {confidence} is not between 0 and 1')
-    z = stats.norm.ppf((1 + confidence) / 2)
+    z = scipy.special.ndtri((1 + confidence) / 2)
     fraction = correct / count
     centre = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
     half_width = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
@@ -103,7 +103,7 @@ def t_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
     values = np.asarray(values, dtype=float)
     if values.size < 2:
         return math.nan, math.nan
-    half_width = stats.t.ppf((1 + confidence) / 2, values.size - 1) * stats.sem(values)
+    half_width = scipy.stats.t.ppf((1 + confidence) / 2, values.size - 1) * scipy.stats.sem(values)
     return float(values.mean() - half_width), float(values.mean() + half_width)
 
 
@@ -129,9 +129,9 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     only_first = int(np.sum(first & ~second))
     only_second = int(np.sum(second & ~first))
     discordant = only_first + only_second
-    p_value = stats.binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
+    p_value = scipy.stats.binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
     difference = (only_first - only_second) / first.size
-    half_width = stats.norm.ppf(0.975) * math.sqrt((discordant / first.size - difference**2) / first.size)
+    half_width = scipy.special.ndtri(0.975) * math.sqrt((discordant / first.size - difference**2) / first.size)
     interval = (100 * (difference - half_width), 100 * (difference + half_width))
     return McNemar(only_first, only_second, 100 * difference, interval, float(p_value))
 
@@ -139,14 +139,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 def flooring_bias(accuracy: float, batch_size: int) -> float:
     """Expected `floored_batch_accuracy` minus the true accuracy (percent), for independent examples."""
     correct = np.arange(batch_size + 1)
-    probability = stats.binom.pmf(correct, batch_size, accuracy / 100)
+    probability = scipy.stats.binom.pmf(correct, batch_size, accuracy / 100)
     return float(np.sum(probability * (100 * correct // batch_size)) - accuracy)
 
 
 def undo_flooring(reported: float, batch_size: int) -> float:
     """The accuracy (percent) whose expected `floored_batch_accuracy` is `reported`: an inference."""
     excess = lambda accuracy: accuracy + flooring_bias(accuracy, batch_size) - reported
-    return float(optimize.brentq(excess, 0.0, 100.0))
+    return float(scipy.optimize.brentq(excess, 0.0, 100.0))
 
 
 def simulate_outcomes(
@@ -158,11 +158,11 @@ def simulate_outcomes(
     and v standard normal, is below the quantile of `accuracy`: `correlation` is that of an example's latent
     score between two epochs.
     """
-    threshold = stats.norm.ppf(accuracy / 100)
+    threshold = scipy.special.ndtri(accuracy / 100)
     difficulty = rng.standard_normal(examples)
     if correlation == 1:
         return np.broadcast_to(difficulty < threshold, (epochs, examples))
-    chance = stats.norm.cdf((threshold - math.sqrt(correlation) * difficulty) / math.sqrt(1 - correlation))
+    chance = scipy.special.ndtr((threshold - math.sqrt(correlation) * difficulty) / math.sqrt(1 - correlation))
     return rng.random((epochs, examples), dtype=np.float32) < chance
 
 

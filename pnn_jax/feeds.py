@@ -15,6 +15,7 @@ from pnn_jax.data.batches import epoch_order, steps_per_epoch
 from pnn_jax.data.streaming import Stream, stream_eval_batches, stream_train_batches
 from pnn_jax.evaluate import HostBatch, padded_batches
 from pnn_jax.hosts import replicate
+from pnn_jax.memory import release_unused
 from pnn_jax.train_state import TrainState
 
 BATCH_AXIS = 'batch'
@@ -49,11 +50,17 @@ def make_train_step(update: Update, mesh: jax.sharding.Mesh) -> Callable[..., Tr
             return step(state, 0)[0]
         return jax.lax.scan(step, state, jnp.arange(num_steps))[0]
 
+    compiled = set()
+
     def train_step(state: TrainState, images, labels, order, start: int, *, batch_size: int, num_steps: int = 1):
-        fixed = state.fixed
-        state = state.replace(fixed={})
-        state = steps(state, fixed, images, labels, order, start, batch_size=batch_size, num_steps=num_steps)
-        return state.replace(fixed=fixed)
+        arguments = state.replace(fixed={}), state.fixed, images, labels, order, start
+        sizes = {'batch_size': batch_size, 'num_steps': num_steps}
+        if tuple(sizes.values()) not in compiled:
+            # Before the call, so that the compiler's memory is given back when the step's is needed.
+            steps.lower(*arguments, **sizes).compile()
+            release_unused()
+            compiled.add(tuple(sizes.values()))
+        return steps(*arguments, **sizes).replace(fixed=state.fixed)
 
     return train_step
 

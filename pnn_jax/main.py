@@ -17,6 +17,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from pnn_jax.memory import restart_with_huge_pages
+
 # Measured on AVX-512 machines: halves the time of the gradients of einsums, leaves the rest alone.
 CPU_XLA_FLAGS = '--xla_cpu_prefer_vector_width=512'
 
@@ -174,4 +176,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+    restart_with_huge_pages()
     app.run(main, flags_parser=parse)

@@ -82,10 +82,16 @@ def perturb_combine_dense(
     Other arguments as in `perturb_combine`. Returns [b, h, w, o].
     """
     perturbed = x + noise_level * noise_masks[None, ..., 0]
-    response = _activate(activation, perturbed, slope, key, 0)
-    # A product of two matrices, because XLA:CPU copies the operands of the gradient of the einsum over four axes.
+    return combine_channels(_activate(activation, perturbed, slope, key, 0), weights)
+
+
+def combine_channels(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """A 1x1 convolution: x [b, h, w, i], weights [i, o] -> [b, h, w, o].
+
+    As a product of two matrices, because XLA:CPU copies the operands of the gradient of an einsum over four axes.
+    """
     rows = math.prod(x.shape[:-1])  # not -1, which a map without pixels does not allow
-    return (response.reshape(rows, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[-1])
+    return (x.reshape(rows, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[-1])
 
 
 def perturb_combine_reference(

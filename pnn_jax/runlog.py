@@ -12,10 +12,8 @@ from typing import NamedTuple
 import jax
 import rich.console
 import rich.progress
-import tensorboardX
 
 from pnn_jax.accounting import wilson_interval
-from pnn_jax.curves import plot_curves
 from pnn_jax.evaluate import Evaluation, per_class_table
 from pnn_jax.workdir import Workdir
 
@@ -115,6 +113,8 @@ class RunLog:
         if done:
             self.say(f'going on after epoch {done}')
         if self.primary and self.config.log.tensorboard:
+            import tensorboardX  # here, because it imports torch where that is installed
+
             step = self.workdir.history[-1]['step'] if done else 0
             self.writer = tensorboardX.SummaryWriter(self.workdir.path, purge_step=step + 1, write_to_disk=True)
         self.bar.start()
@@ -173,6 +173,8 @@ class RunLog:
             'command': ' '.join(sys.argv),
         }
         if self.primary:
+            from pnn_jax.curves import plot_curves  # here, because matplotlib takes long to import
+
             plot_curves(history, os.path.join(self.workdir.path, 'curves.png'), title=self.config.model.name)
             self.workdir.write_result(result)
         return result

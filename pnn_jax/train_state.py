@@ -7,6 +7,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from pnn_jax.metrics import Metrics
 
@@ -45,9 +47,17 @@ class TrainState:
 
 
 def init_variables(model: nn.Module, input_shape: tuple[int, ...], *, key: jax.Array, mask_key: jax.Array) -> Variables:
-    """All collections of `model` for images of shape [h, w, c]: weights from `key`, masks from `mask_key` alone."""
+    """All collections of `model` for images of shape [h, w, c]: weights from `key`, masks from `mask_key` alone.
+
+    Runs only the draws, one program for each shape, not the network: compiling that takes longer, and jax 0.12 compiles
+    many draws in one program slowly.
+    """
+    keys = {'params': key, 'noise_masks': mask_key}
     images = jnp.zeros((1, *input_shape), jnp.float32)
-    return model.init({'params': key, 'noise_masks': mask_key}, images, train=False)
+    program, shapes = jax.make_jaxpr(lambda keys: model.init(keys, images, train=False), return_shape=True)(keys)
+    leaves, structure = jax.tree.flatten(shapes)
+    draws, _ = dce_jaxpr(program.jaxpr, [True] * len(leaves), instantiate=True)
+    return structure.unflatten(jaxpr_as_fun(ClosedJaxpr(draws, program.consts))(*jax.tree.leaves(keys)))
 
 
 def create_train_state(
