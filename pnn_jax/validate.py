@@ -61,7 +61,7 @@ def validate_config(config) -> None:
     for field in ('seed', 'mask_seed'):
         if config[field] + config.num_seeds > 2**31:
             problems.append(
-                f'config.{field}={config[field]} with config.num_seeds={config.num_seeds}: all seeds must be below 2**31'
+                f'config.{field}={config[field]}, config.num_seeds={config.num_seeds}: every seed must be below 2**31'
             )
     problems.choice('platform', config.platform, PLATFORMS)
     problems.at_least('checkpoint.every_steps', config.checkpoint.every_steps, 0)

@@ -15,9 +15,7 @@ def outcomes_of(*batches: tuple[int, int]) -> np.ndarray:
 
 def test_exact_accuracy_counts_every_example_once():
     assert accounting.exact_accuracy(outcomes_of((16, 16), (0, 4))) == 80.0
-    np.testing.assert_array_equal(
-        accounting.exact_accuracy(np.array([[True, False], [True, True]])), [50, 100]
-    )
+    np.testing.assert_array_equal(accounting.exact_accuracy(np.array([[True, False], [True, True]])), [50, 100])
 
 
 def test_floored_batch_accuracy_truncates_each_batch():
@@ -33,9 +31,7 @@ def test_floored_batch_accuracy_truncates_each_batch():
 @pytest.mark.parametrize('batch_size', [10, 20, 100])
 def test_flooring_costs_nothing_where_the_batch_size_divides_100(batch_size):
     outcomes = np.random.default_rng(0).random(1000) < 0.859
-    assert accounting.floored_batch_accuracy(outcomes, batch_size) == pytest.approx(
-        accounting.exact_accuracy(outcomes)
-    )
+    assert accounting.floored_batch_accuracy(outcomes, batch_size) == pytest.approx(accounting.exact_accuracy(outcomes))
 
 
 def test_mean_batch_accuracy_of_a_perfect_model():
@@ -139,17 +135,13 @@ def test_simulated_outcomes_flip_as_often_as_the_reference_simulation(correlatio
         (0.95, 150, 100, 87.7, None),
     ],
 )
-def test_simulated_reports_agree_with_the_reference_simulation(
-    correlation, epochs, batch_size, mean, deviation
-):
+def test_simulated_reports_agree_with_the_reference_simulation(correlation, epochs, batch_size, mean, deviation):
     runs = 400
-    reports = accounting.simulate_reports(
-        85.9, batch_size, epochs, correlation, runs=runs, examples=40 * batch_size
-    )['smoothed_accuracy'][:, -1]
+    reports = accounting.simulate_reports(85.9, batch_size, epochs, correlation, runs=runs, examples=40 * batch_size)[
+        'smoothed_accuracy'
+    ][:, -1]
     standard_error = reports.std() / runs**0.5
-    assert reports.mean() == pytest.approx(
-        mean, abs=3.5 * standard_error + 0.1
-    )  # the figures have one decimal
+    assert reports.mean() == pytest.approx(mean, abs=3.5 * standard_error + 0.1)  # the figures have one decimal
     if deviation is not None:
         assert reports.std() == pytest.approx(deviation, rel=0.15)
 
@@ -157,9 +149,7 @@ def test_simulated_reports_agree_with_the_reference_simulation(
 def test_simulated_estimators_that_use_every_example_are_nearly_unbiased():
     reports = accounting.simulate_reports(85.9, 16, 1, 0.95, runs=50)
     assert reports['exact_accuracy'].mean() == pytest.approx(85.9, abs=0.2)
-    assert (reports['floored_batch_accuracy'] - reports['exact_accuracy']).mean() == pytest.approx(
-        -0.41, abs=0.02
-    )
+    assert (reports['floored_batch_accuracy'] - reports['exact_accuracy']).mean() == pytest.approx(-0.41, abs=0.02)
 
 
 @pytest.mark.parametrize(
