@@ -32,10 +32,8 @@ from experiments.command import exit_code
 from experiments.grid import PRESETS, Preset, Run, build_config, data_config, preset_rows, runs_of
 from experiments.records import make_record, read_record, record_path
 from pnn_jax.errors import InputError, RunError, StoppedEarly
-from pnn_jax.main import CPU_XLA_FLAGS, quieten_logs, stop_conditions
+from pnn_jax.main import CPU_XLA_FLAGS, STOPPED_EARLY, quieten_logs, stop_conditions
 from pnn_jax.memory import restart_with_huge_pages
-
-STOPPED = 75
 
 
 class Grid:
@@ -119,6 +117,7 @@ def train_grid(
                 (workdir / 'error.txt').write_text(traceback.format_exc())
             grid.console.print(f'{run.name}: failed: {grid.failed[run]}', highlight=False, soft_wrap=True)
         else:
+            (workdir / 'error.txt').unlink(missing_ok=True)
             grid.done[run] = record.accuracy
             grid.console.print(
                 f'{run.name}: {record.correct[-1].sum()} of {record.correct.shape[1]} correct, '
@@ -203,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train_grid(grid, configs, dataset, results, should_stop)
     except StoppedEarly as reason:
         console.print(f'stopped: {reason}; the same command goes on')
-        return STOPPED
+        return STOPPED_EARLY
     if grid.failed:
         raise RunError(f'{len(grid.failed)} of {len(runs)} runs failed: {", ".join(run.name for run in grid.failed)}')
     return 0

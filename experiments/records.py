@@ -8,13 +8,12 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pnn_jax.errors import InputError, RunError
-from pnn_jax.workdir import FREE_FIELDS, FREE_SECTIONS
+from pnn_jax.workdir import FREE_FIELDS, FREE_SECTIONS, flat_fields
 
 
 class Record(NamedTuple):
@@ -116,9 +115,10 @@ def read_record(path: pathlib.Path, config=None) -> Record:
 
 def settings(config) -> dict[str, Any]:
     """The fields of a config that have influence on what is computed, flat, in the types of JSON."""
-    fields = dict(_flat(json.loads(config.to_json_best_effort())))
     return {
-        name: value for name, value in fields.items() if name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
+        name: value
+        for name, value in flat_fields(config).items()
+        if name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
     }
 
 
@@ -129,11 +129,3 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name)
     ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{name}.')
-        else:
-            yield f'{prefix}{name}', value

@@ -8,12 +8,13 @@ and executes nothing that is in them. Architecture is inferred from names and sh
 saved modules; what cannot be inferred comes from --config=FILE or --config.model.FIELD=VALUE. The noise of
 `noise_resnet` is not part of its state_dict: it is written to, and read from, MODEL.noise.pth beside MODEL.pth.
 
-Exit codes: 0 done; 2 wrong usage or a file that cannot be converted.
+Exit codes: 0 done; 1 a workdir whose checkpoints are damaged; 2 wrong usage or a file that cannot be converted.
 """
 
 import argparse
 import dataclasses
 import pickle
+import shlex
 import sys
 import tarfile
 import warnings
@@ -174,15 +175,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     noise_path = noise_file(path)
     noise = _numpy(read_file(noise_path), noise_path) if noise_path.exists() else {}
     if isinstance(content, Inert):
-        modules = content.modules()
-        held = {
-            f'{name}.noise': m.noise for name, m in modules.items() if hasattr(m, 'noise') and m.kind == 'NoiseLayer'
-        }
-        tensors = content.tensors(('_parameters', '_buffers'))
+        try:
+            modules = content.modules()
+            held = {
+                f'{name}.noise': module.noise
+                for name, module in modules.items()
+                if hasattr(module, 'noise') and module.kind == 'NoiseLayer'
+            }
+            tensors = content.tensors(('_parameters', '_buffers'))
+            held_values = {key: value for key, value in held.items() if value.numel()}
+            fields = fields_of_modules(modules)
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration, RecursionError) as error:
+            raise InputError(
+                f'{path}: a saved model of unknown structure ({type(error).__name__}: {_one_line(error)}); '
+                'save its state_dict instead'
+            ) from None
         state_dict = {key: value for key, value in tensors.items() if key not in held}
-        noise = noise or _numpy({key: value for key, value in held.items() if value.numel()}, path)
-        tensors = TorchTensors(_numpy(state_dict, path), noise)
-        return _described(path, tensors, fields_of_modules(modules))
+        return _described(path, TorchTensors(_numpy(state_dict, path), noise or _numpy(held_values, path)), fields)
     if not isinstance(content, Mapping) or not content:
         raise InputError(f'{path} holds a {type(content).__name__}, not a state_dict or a model')
     return _described(path, TorchTensors(_numpy(content, path), noise), {})
@@ -404,7 +413,7 @@ def to_workdir(source: Path, workdir: Path, given: GivenConfig) -> str:
     from pnn_jax.optim import create_optimizer
     from pnn_jax.train import saved_part
     from pnn_jax.train_state import from_variables
-    from pnn_jax.workdir import Workdir
+    from pnn_jax.workdir import Workdir, flat_fields
 
     checkpoint = read_checkpoint(source)
     config = merge(checkpoint, given)
@@ -420,16 +429,14 @@ def to_workdir(source: Path, workdir: Path, given: GivenConfig) -> str:
         checkpointer.save_masks(state.fixed)
         meta = {'fixed_digest': tree_digest(state.fixed), 'data_digest': ''}
         checkpointer.save(int(state.step), saved_part(state), meta, accuracy=None)
+    loaded_again = flat_fields(read_config([f'--config={given.file}']).config)
     changed = [
-        f'--config.model.{field}={value}'
-        for field, value in config.model.items()
-        if field in MODELS[config.model.name].fields | {'name'} and value != _loaded_again(given, field)
+        f'--config.{field}={tuple(value) if isinstance(value, list) else value}'
+        for field, value in flat_fields(config).items()
+        if value != loaded_again[field]
     ]
-    return ' '.join([f'python -m pnn_jax.main --mode=eval --workdir={workdir} --config={given.file}', *changed])
-
-
-def _loaded_again(given: GivenConfig, field: str) -> Any:
-    return read_config([f'--config={given.file}']).config.model[field]
+    command = ['python', '-m', 'pnn_jax.main', '--mode=eval', f'--workdir={workdir}', f'--config={given.file}']
+    return shlex.join([*command, *changed])
 
 
 def from_workdir(workdir: Path, target: Path, which: str, arguments: Sequence[str]) -> list[Path]:
@@ -459,7 +466,10 @@ def from_workdir(workdir: Path, target: Path, which: str, arguments: Sequence[st
     written = {target: tensors.state_dict, noise_file(target): tensors.noise_masks}
     for path, arrays in written.items():
         if arrays:
-            torch.save(OrderedDict((key, torch.from_numpy(np.array(array))) for key, array in arrays.items()), path)
+            try:
+                torch.save(OrderedDict((key, torch.from_numpy(np.array(array))) for key, array in arrays.items()), path)
+            except (OSError, RuntimeError) as error:
+                raise InputError(f'{path}: cannot be written ({_one_line(error)})') from None
     return [path for path, arrays in written.items() if arrays]
 
 

@@ -1,7 +1,7 @@
 """Several processes that act as one: joining, data for all their devices, what process 0 alone knows, leaving.
 
 A process that dies takes the others with it: those in a collective operation usually notice at once, all within
-`LOST_HOST_SECONDS` plus the time that the system takes to tell them (tested: below a minute). Their checkpoints stay.
+`LOST_HOST_SECONDS` plus the time that the system takes to tell them. Their checkpoints stay.
 """
 
 import os
@@ -23,14 +23,22 @@ LOST_HOST_SECONDS = 30
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Connects to the other processes; without arguments they are found through the environment (TPU pods, Slurm)."""
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        heartbeat_timeout_seconds=LOST_HOST_SECONDS,
-        shutdown_timeout_seconds=LOST_HOST_SECONDS,
-    )
+    """Connects to the other processes; without arguments they are found through the environment (TPU pods, Slurm).
+
+    Raises:
+        InputError: the environment does not tell, an argument is missing, or the others cannot be reached.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=LOST_HOST_SECONDS,
+            shutdown_timeout_seconds=LOST_HOST_SECONDS,
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        where = f'--coordinator={coordinator}' if coordinator else '--multihost'
+        raise InputError(f'{where}: cannot join the other processes: {" ".join(str(error).split())[:300]}') from None
 
 
 def leave(code: int) -> NoReturn:

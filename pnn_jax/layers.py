@@ -170,8 +170,8 @@ class TorchBatchNorm(nn.Module):
 class Conv(nn.Module):
     """`torch.nn.Conv2d` with square kernels, initialised as the audit's `weights_init` leaves it.
 
-    A 1x1 kernel is a (strided) slice and an einsum. With `frozen` the kernel is drawn once and kept in the `frozen`
-    collection, where neither gradients nor weight decay reach it (jfu models.py:513).
+    A 1x1 kernel is a (strided) slice and a product of matrices. With `frozen` the kernel is drawn once and kept in the
+    `frozen` collection, where neither gradients nor weight decay reach it (jfu models.py:513).
     """
 
     features: int
@@ -358,7 +358,8 @@ class RandomFilterLayer(PerturbationLayer):
     """A control that neither side ran: fixed random 3x3 depthwise filters in the place of the noise masks.
 
     Same learned weights as a `PerturbationLayer` of the same arguments; what differs is that each fixed response sees
-    the pixel's neighbours. Filters [3, 3, c or 1, num_masks] are N(0, 1/9), which keeps the variance of white input.
+    the pixel's neighbours. Filters [3, 3, c or 1, num_masks] are a third of what `noise_type` draws; `noise_level` has
+    no influence on them.
     """
 
     def respond(self, x, kernel, activation, train):

@@ -22,6 +22,8 @@ from pnn_jax.memory import restart_with_huge_pages
 # Measured on AVX-512 machines: halves the time of the gradients of einsums, leaves the rest alone.
 CPU_XLA_FLAGS = '--xla_cpu_prefer_vector_width=512'
 
+STOPPED_EARLY = 75  # EX_TEMPFAIL: the same command goes on
+
 CONFIG = config_flags.DEFINE_config_file('config', None, 'File with the run; its fields are flags too.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for what the run leaves; default: runs/<name of the config>.')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train (or go on), or evaluate a checkpoint exactly.')
@@ -41,10 +43,12 @@ MULTIHOST = flags.DEFINE_bool('multihost', False, 'Find the other hosts through 
 def parse(argv: list[str]) -> list[str]:
     """absl's parser, with one line instead of a traceback for what users get wrong."""
     try:
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             fail('--config=configs/<name>.py is required', 2)
         CONFIG.value.to_dict()  # a file that cannot be loaded raises only when it is used
+    except flags.Error as error:
+        fail(_one_line(error), 2)
     except AttributeError as error:
         fail(f'unknown config field: {_one_line(error)}', 2)
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
@@ -83,11 +87,20 @@ def _nearest_config() -> str:
 
 
 def stop_conditions(time_budget: float | None) -> Callable[[], str]:
-    """Installs handlers of SIGTERM and SIGINT; returns a function that gives the reason to stop, or ''."""
+    """Installs handlers of SIGTERM and SIGINT; returns a function that gives the reason to stop, or ''.
+
+    The first signal asks to save and stop, a second one ends the process at once: what is on disk is whole at any time.
+    """
     began = time.monotonic()
     received: list[int] = []
+
+    def receive(number: int, frame) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(STOPPED_EARLY)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: received.append(signum))
+        signal.signal(number, receive)
 
     def should_stop() -> str:
         if received:
@@ -159,13 +172,15 @@ def main(argv: list[str]) -> None:
     except RunError as error:
         fail(str(error), 1, hosts.leave)
     except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' in str(error):
+            fail(f'out of memory; a smaller config.batch_size needs less ({_one_line(error)[:200]})', 1, hosts.leave)
         if jax.process_count() == 1:
             raise
         message = 'another host stopped or cannot be reached; the same command on every host goes on'
         fail(f'{message} ({_one_line(error)[:200]})', 1, hosts.leave)
     except StoppedEarly as reason:
         print(f'stopped: {reason}; the same command goes on', file=sys.stderr)
-        sys.exit(75)
+        sys.exit(STOPPED_EARLY)
     if config.num_seeds > 1:
         mean, sd = 100 * result['mean_final_test_accuracy'], 100 * result['sd_final_test_accuracy']
         print(f'{config.num_seeds} seeds: {mean:.2f}% +- {sd:.2f} (standard deviation); results in {workdir}')

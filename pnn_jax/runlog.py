@@ -1,6 +1,5 @@
 """What a run tells its user: progress line, a line an epoch, TensorBoard, curves, and the result."""
 
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ import rich.console
 import rich.progress
 
 from pnn_jax.accounting import wilson_interval
+from pnn_jax.errors import RunError
 from pnn_jax.evaluate import Evaluation, per_class_table
 from pnn_jax.workdir import Workdir
 
@@ -81,6 +81,13 @@ def summarise_seeds(results: list[dict]) -> dict:
     }
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # the project itself, run from its folder
+        return 'not installed'
+
+
 class RunLog:
     """Shows and records a run's progress; silent on every host but the first.
 
@@ -109,6 +116,11 @@ class RunLog:
             f'{data.name}: {data.train_examples:,} training and {data.test_examples:,} test images; '
             f'{jax.device_count()} x {jax.devices()[0].device_kind}'
         )
+        if self.config.batch_size % jax.device_count():
+            self.say(
+                f'note: a batch of {self.config.batch_size} does not divide by {jax.device_count()} devices, so that '
+                'each of them computes the whole of it'
+            )
         done = len(self.workdir.history)
         if done:
             self.say(f'going on after epoch {done}')
@@ -130,8 +142,12 @@ class RunLog:
         """Prints a line, and keeps it in train.log."""
         self.console.print(text)
         if self.primary:
-            with open(os.path.join(self.workdir.path, 'train.log'), 'a', encoding='utf-8') as file:
-                file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+            path = os.path.join(self.workdir.path, 'train.log')
+            try:
+                with open(path, 'a', encoding='utf-8') as file:
+                    file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+            except OSError as error:
+                raise RunError(f'{path} not written: {error.strerror}') from error
 
     def progress(self, step: int, total_steps: int, train: dict, images_per_second: float) -> None:
         """Moves the progress line to `step` of `total_steps`."""
@@ -169,7 +185,7 @@ class RunLog:
             'dataset': {name: value for name, value in self.data._asdict().items() if name != 'class_names'},
             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'seconds': sum(line['seconds'] for line in history),
-            'versions': {'python': platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+            'versions': {'python': platform.python_version()} | {name: _version(name) for name in _PACKAGES},
             'command': ' '.join(sys.argv),
         }
         if self.primary:
@@ -178,10 +194,3 @@ class RunLog:
             plot_curves(history, os.path.join(self.workdir.path, 'curves.png'), title=self.config.model.name)
             self.workdir.write_result(result)
         return result
-
-
-def write_json(path: str, value: dict) -> None:
-    """Writes `value` as JSON in one step: a reader sees the old file or the new one."""
-    with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=2)
-    os.replace(f'{path}.tmp', path)

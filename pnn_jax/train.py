@@ -22,13 +22,13 @@ from pnn_jax.data.streaming import STREAMS, Stream, open_stream
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.feeds import BATCH_AXIS, DeviceFeed, StreamFeed, Update
-from pnn_jax.hosts import replicate
+from pnn_jax.hosts import from_process_0, replicate
 from pnn_jax.metrics import judge
 from pnn_jax.models.registry import count_variables, create_model
 from pnn_jax.optim import create_optimizer, learning_rate_at, learning_rate_schedule
 from pnn_jax.train_state import TrainState, create_train_state
 from pnn_jax.validate import check_fits_data, check_platform, validate_config
-from pnn_jax.workdir import Workdir
+from pnn_jax.workdir import Workdir, check_same_network
 
 
 def make_update(model: nn.Module, optimizer: optax.GradientTransformation, data_config, dtype: jnp.dtype) -> Update:
@@ -160,15 +160,14 @@ def train_and_evaluate(
     check_builds(trainer)
     if config.num_seeds == 1:
         return _run(trainer, config, workdir, should_stop)
-    results = []
-    for offset in range(config.num_seeds):
-        single = config.copy_and_resolve_references()
-        single.seed, single.mask_seed, single.num_seeds = config.seed + offset, config.mask_seed + offset, 1
-        results.append(_run(trainer, single, os.path.join(workdir, f'seed_{single.seed}'), should_stop))
-    summary = runlog.summarise_seeds(results)
-    if jax.process_index() == 0:
-        runlog.write_json(os.path.join(workdir, 'result.json'), summary)
-    return summary
+    with Workdir.open(workdir, config, primary=jax.process_index() == 0) as parent:
+        results = []
+        for offset in range(config.num_seeds):
+            single = config.copy_and_resolve_references()
+            single.seed, single.mask_seed, single.num_seeds = config.seed + offset, config.mask_seed + offset, 1
+            results.append(_run(trainer, single, os.path.join(workdir, f'seed_{single.seed}'), should_stop))
+        parent.write_result(runlog.summarise_seeds(results))
+        return parent.result()
 
 
 def check_builds(trainer: Trainer) -> None:
@@ -213,6 +212,11 @@ def _run(trainer: Trainer, config, path: str, should_stop: Callable[[], str]) ->
         meta = {'fixed_digest': tree_digest(state.fixed), 'data_digest': trainer.data.digest}
         state, restored = restore(checkpointer, state)
         if restored is None:
+            if len(workdir.history) > 1:  # one line may stand before the first checkpoint is written
+                raise RunError(
+                    f'{path}: metrics.jsonl has {len(workdir.history)} epochs, but there is no checkpoint; put '
+                    'checkpoints/ back, or name another workdir'
+                )
             checkpointer.save_masks(state.fixed)
         elif restored.meta['data_digest'] != meta['data_digest']:
             raise InputError(f'--workdir={path}: its run was trained on other images or labels than config.data gives')
@@ -301,13 +305,20 @@ def _train_epoch(
 
 
 def check_finite(state: TrainState) -> None:
-    """Raises RunError where a loss was not finite."""
+    """Raises RunError where a loss was not finite, or where the last update left something that is not."""
     diverged_at = int(state.diverged_at)
     if diverged_at >= 0:
-        raise RunError(
-            f'the loss is not finite at step {diverged_at + 1}; the last checkpoint is from before it '
-            '(a lower config.optimizer.learning_rate may help)'
-        )
+        what = f'the loss is not finite at step {diverged_at + 1}'
+    elif not _all_finite(state.params, state.batch_stats):
+        what = f'parameters or batch statistics are not finite after step {int(state.step)}'
+    else:
+        return
+    raise RunError(f'{what}; the last checkpoint is from before it (a lower config.optimizer.learning_rate may help)')
+
+
+@jax.jit
+def _all_finite(*trees) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]).all()
 
 
 def crossed(interval: int, before: int, after: int) -> bool:
@@ -329,8 +340,9 @@ def evaluate_checkpoint(
     """Exact evaluation of the `latest` or `best` checkpoint of a run; writes nothing."""
     validate_config(config)
     check_platform(config.platform)
-    if not os.path.isdir(os.path.join(workdir, 'checkpoints')):
+    if not from_process_0(lambda: os.path.isdir(os.path.join(workdir, 'checkpoints'))):
         raise InputError(f'--workdir={workdir}: there is no checkpoint to evaluate')
+    check_same_network(workdir, config)
     dataset = dataset or load_data(config.data)
     check_fits_data(config, image_shape_of(dataset))
     trainer = Trainer(config, dataset)

@@ -30,6 +30,9 @@ from pnn_jax.hosts import from_process_0
 FREE_FIELDS = ('eval_batch_size', 'data.path', 'data.cache_dir')
 FREE_SECTIONS = ('checkpoint.', 'log.')
 
+# What decides the outputs of a network on given images.
+OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size')
+
 
 class Workdir:
     """An opened workdir. Every process of a run makes the same calls and sees the same contents; one writes them.
@@ -243,29 +246,65 @@ def _compare_or_write_config(path: Path, config: ml_collections.ConfigDict) -> N
         _replace(file, text)
         return
     old = _read_json(file)
-    had, wanted = dict(_fields(old)), dict(_fields(new))
-    differences = [
-        f'{name}: {had.get(name, "absent")!r} -> {wanted.get(name, "absent")!r}'
-        for name in sorted(had.keys() | wanted.keys())
-        if had.get(name) != wanted.get(name) and not _may_change(name, had.get(name), wanted.get(name))
-    ]
-    if differences:
+    differing = [line for name, had, wanted, line in _differences(old, new) if not _may_change(name, had, wanted)]
+    if differing:
         raise InputError(
             f'workdir: {path} holds another run; name another directory, or continue that run with its own '
-            f'configuration. These fields differ: {", ".join(differences)}'
+            f'configuration. These fields differ: {", ".join(differing)}'
         )
     if old != new:
         _replace(file, text)
 
 
+def check_same_network(path: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where a config differs from that of the run in `path` in what decides the network's outputs.
+
+    Only process 0 looks.
+    """
+
+    def check():
+        old = _read_json(Path(path) / 'config.json')
+        new = json.loads(config.to_json_best_effort())
+        differing = [line for name, _, _, line in _differences(old, new) if name.startswith(OUTPUT_FIELDS)]
+        if differing:
+            raise InputError(
+                f'workdir: {path} holds a run of another network; fields that differ: {", ".join(differing)}'
+            )
+
+    from_process_0(check)
+
+
+def flat_fields(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
+    """Every field by its whole name, 'model.num_filters' -> 128, in the types of JSON."""
+    tree = config if isinstance(config, dict) else json.loads(config.to_json_best_effort())
+    return dict(_fields(tree))
+
+
+def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any, str]]:
+    """(name, old value, new value, 'name: old -> new') of every field in which two configs differ."""
+    had, wanted = flat_fields(old), flat_fields(new)
+    return [
+        (
+            name,
+            had.get(name),
+            wanted.get(name),
+            f'{name}: {had.get(name, "absent")!r} -> {wanted.get(name, "absent")!r}',
+        )
+        for name in sorted(had.keys() | wanted.keys())
+        if had.get(name) != wanted.get(name)
+    ]
+
+
 def _may_change(name: str, old: Any, new: Any) -> bool:
     if name == 'num_epochs':
         return old is not None and new is not None and new >= old
+    if name == 'num_seeds':  # a single seed has another layout of files
+        return old is not None and new is not None and new >= old > 1
     return name in FREE_FIELDS or name.startswith(FREE_SECTIONS)
 
 
-def _fields(config: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
+def _fields(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
         if isinstance(value, dict):
             yield from _fields(value, f'{prefix}{key}.')
         else:

@@ -1,5 +1,6 @@
 """The grid: its configs, its resumption after a kill, its refusals."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -48,11 +49,9 @@ def test_order_is_seed_by_seed_with_late_rows_last():
 
 
 def test_milestones_keep_their_place_in_the_run():
-    reduced = grid.PRESETS['reduced']
-    config = grid.unmatched_config(grid.ROWS[0], reduced, 0)
-    assert config.schedule.milestones == tuple(
-        sorted({round(epoch / 150 * reduced.num_epochs) for epoch in (59, 89, 119)})
-    )
+    twenty = dataclasses.replace(grid.PRESETS['reduced'], num_epochs=20)
+    assert grid.unmatched_config(grid.ROWS[0], twenty, 0).schedule.milestones == (8, 12, 16)
+    assert grid.unmatched_config(grid.ROWS[0], grid.PRESETS['full'], 0).schedule.milestones == (59, 89, 119)
 
 
 def test_shards_are_a_partition():

@@ -287,6 +287,15 @@ def test_files_that_are_no_checkpoint_are_one_line(tmp_path, capsys):
     assert 'is no workdir' in refused(tmp_path / 'folder', tmp_path, capsys)
 
 
+def test_saved_models_of_unknown_structure_are_one_line(tmp_path, capsys):
+    without, endless = torch.nn.ReLU(), torch.nn.ReLU()
+    del without.__dict__['_modules']
+    endless._modules['self'] = endless
+    for module in (without, endless):
+        message = refused(saved(tmp_path / 'a.pth', module), tmp_path, capsys, DIGITS)
+        assert 'a saved model of unknown structure' in message
+
+
 def test_unknown_fields_and_arguments_are_refused(tmp_path):
     with pytest.raises(InputError, match='--config'):
         convert.read_config(['--config.model.depth=3'])

@@ -1,6 +1,7 @@
 """Training as a whole: independent of devices and dispatches, resumable, honest about failure."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -77,28 +78,26 @@ def test_several_steps_a_dispatch_equal_single_steps(trainer, after_an_epoch):
     assert int(state.epoch_metrics.correct) == int(after_an_epoch.epoch_metrics.correct)
 
 
-def test_four_devices_equal_one(trainer, after_an_epoch, dataset):
-    """Same batches, same augmentation, global batch statistics; the sums differ in order only."""
-    assert trainer.mesh.size == 4
+def test_four_devices_equal_one(dataset):
+    """Same batches, augmentation and dropout, global batch statistics; the sums differ in order only."""
+    config = tiny_config(
+        optimizer__name='sgd', optimizer__learning_rate=0.02, data__augment='crop_flip', model__dropout_rate=0.3
+    )
+    four = Trainer(config, dataset)
+    assert four.mesh.size == 4
+    expected = train_one_epoch(four.feed, four.fresh_state(0, 0), four.feed.dispatches(0))
+
     mesh = jax.make_mesh((1,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    config = tiny_config()
-    update = make_update(trainer.model, trainer.optimizer, config.data, jnp.float32)
-    step = make_train_step(update, mesh)
-    state = jax.device_put(trainer.fresh_state(0, 0), jax.devices()[0])
+    step = make_train_step(make_update(four.model, four.optimizer, config.data, jnp.float32), mesh)
+    state = jax.device_put(four.fresh_state(0, 0), jax.devices()[0])
     images, labels = jax.device_put((dataset.train.images, dataset.train.labels), jax.devices()[0])
     order = epoch_order(state.key, 0, 29)
-    for start, batch_size, _ in trainer.feed.dispatches(0):
+    for start, batch_size, _ in four.feed.dispatches(0):
         state = step(state, images, labels, order, start, batch_size=batch_size)
-    # Adam divides by the gradient's size, so that where a true gradient is 0 rounding decides: not the biases in
-    # front of a batch norm.
-    keep = lambda tree: {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if 'bias' not in jax.tree_util.keystr(path)
-    }
-    assert_trees_close(keep(state.params), keep(after_an_epoch.params), rtol=1e-3, atol=1e-4)
-    assert_trees_close(state.batch_stats, after_an_epoch.batch_stats, rtol=1e-3, atol=1e-3)
-    assert int(state.epoch_metrics.count) == 29
+    # Measured: 1.5e-5, in weights between batch norms of few values.
+    assert_trees_close(state.params, expected.params, rtol=0, atol=5e-5)
+    assert_trees_close(state.batch_stats, expected.batch_stats, rtol=1e-4, atol=5e-5)
+    assert state.epoch_metrics.compute()['correct'] == expected.epoch_metrics.compute()['correct']
 
 
 def test_fixed_masks_do_not_change(trainer, after_an_epoch):
@@ -158,6 +157,8 @@ def test_evaluation_of_a_checkpoint_gives_the_count_of_the_run(finished, dataset
     best = evaluate_checkpoint(tiny_config(), str(workdir), which='best', dataset=dataset)
     assert latest['final_test_correct'] == result['final_test_correct']
     assert best['final_test_accuracy'] == result['max_test_accuracy']
+    with pytest.raises(InputError, match="model.activation: 'relu' -> 'tanh'"):
+        evaluate_checkpoint(tiny_config(model__activation='tanh'), str(workdir), dataset=dataset)
 
 
 def test_a_run_stopped_anywhere_continues_bit_for_bit(finished, dataset, tmp_path):
@@ -199,6 +200,24 @@ def test_a_loss_that_is_not_finite_names_its_step(dataset, tmp_path):
         train_and_evaluate(config, str(tmp_path), dataset=dataset)
 
 
+def test_parameters_that_are_not_finite_are_never_saved(dataset, tmp_path):
+    """The loss of the only step of the epoch is finite, what its update leaves is not."""
+    config = tiny_config(optimizer__name='sgd', optimizer__learning_rate=1e39, batch_size=29)
+    with pytest.raises(RunError, match='parameters or batch statistics are not finite after step 1;'):
+        train_and_evaluate(config, str(tmp_path), dataset=dataset)
+    assert not list((tmp_path / 'checkpoints').glob('0*'))
+    assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_lost_checkpoints_do_not_erase_a_run(finished, dataset, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / 'checkpoints')
+    lines = (tmp_path / 'metrics.jsonl').read_bytes()
+    with pytest.raises(RunError, match='has 2 epochs, but there is no checkpoint'):
+        train_and_evaluate(tiny_config(num_epochs=3), str(tmp_path), dataset=dataset)
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == lines
+
+
 def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
     summary = train_and_evaluate(tiny_config(num_seeds=2), str(tmp_path), dataset=dataset)
     _, single = finished
@@ -208,6 +227,8 @@ def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
     accuracies = [first['final_test_accuracy'], second['final_test_accuracy']]
     assert summary['mean_final_test_accuracy'] == pytest.approx(np.mean(accuracies))
     assert summary['sd_final_test_accuracy'] == pytest.approx(np.std(accuracies, ddof=1))
+    with pytest.raises(InputError, match='num_seeds: 2 -> 1'):
+        train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
 
 
 def test_same_seed_same_bits(trainer, after_an_epoch):

@@ -1,7 +1,7 @@
 """name -> network. `create_model(config.model, num_classes)` is the only constructor that the rest of the project uses.
 
-To add a network, write its builder from a model config and add a line to `MODELS`, naming the fields it reads: any
-other field that a user sets is refused, because a setting that silently does nothing is how ablations go wrong.
+To add a network, write its builder from a model config and add a line to `MODELS`, naming the fields it reads: a run
+says so where a user sets any other, because a setting that silently does nothing is how ablations go wrong.
 """
 
 import dataclasses

@@ -146,8 +146,8 @@ class AnswerStem(nn.Module):
 class NoiseLayer(nn.Module):
     """The authors' layer: add one noise mask, ReLU, batch norm, 1x1 convolution (mk models.py:337-353).
 
-    The mask is always U(-1, 1), one per channel; their code multiplies it by the level when it draws it, ours when it
-    adds it.
+    One mask per channel, U(-1, 1) and fixed in their code, which multiplies it by the level when it draws it, ours when
+    it adds it.
     """
 
     features: int
