@@ -102,6 +102,8 @@ ROWS = (
     ),
 )
 
+SWEEPS = tuple(row.name for row in ROWS if row.name.startswith(('level_', 'masks_')))
+
 # The comparisons of the report: question, row, the row that it is compared with.
 PAIRS = (
     ('Many fixed masks against none, equal parameters', 'shared_masks', 'grouped_no_noise'),
@@ -158,7 +160,7 @@ PRESETS = {
             'data.source': 'folder',
             'data.train_examples': 10_000,
         },
-        without=('level_0.25', 'masks_64'),
+        without=SWEEPS,
     ),
     'smoke': Preset(
         what="scikit-learn's digits, 4 filters, 2 masks, 300 training images, 2 epochs",

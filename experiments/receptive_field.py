@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) < 1:
             raise InputError(f'--{name}={getattr(args, name)}: must be at least 1')
     data = default.get_config().data
+    if args.image_size < 0:
+        raise InputError(f'--image_size={args.image_size}: must be at least 0')
     data.source, data.image_size = 'digits', args.image_size
     if args.data:
         data.source, data.path = 'npz', str(args.data)

@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.accounting import plot_curves, shuffled
 from experiments.command import exit_code
-from experiments.grid import PAIRS, PRESETS, Preset, Row, Run, is_matched, runs_of, unmatched_config
+from experiments.grid import PAIRS, PRESETS, SWEEPS, Preset, Row, Run, is_matched, runs_of, unmatched_config
 from experiments.published import AUDIT_ROWS, REPLICATIONS
 from experiments.records import Record, differences, read_record, record_path, settings
 from pnn_jax import accounting
@@ -364,11 +364,10 @@ def build(records: Records, missing: Sequence[Run], name: str) -> list[Block]:
     if original:
         caption = "The authors' way of counting and the exact one, for the same predictions"
         blocks.append(draw('reported_actual', caption, plot_counting(original[0])))
-    blocks += [Heading('Curves and sweeps', 2)]
-    blocks.append(draw('curves', 'Rows of the audit, epoch by epoch', plot_learning(records)))
-    blocks.append(
-        draw('sweeps', 'Networks like row 7 with other noise levels and numbers of masks', plot_sweeps(records))
-    )
+    blocks += [Heading('Curves', 2), draw('curves', 'Rows of the audit, epoch by epoch', plot_learning(records))]
+    if any(record.row in SWEEPS for record in records.values()):
+        caption = 'Networks like row 7 with other noise levels and numbers of masks'
+        blocks.append(draw('sweeps', caption, plot_sweeps(records)))
     blocks += [Heading('What others published', 2), replication_table()]
     blocks.append(
         Paragraph(

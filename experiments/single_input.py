@@ -278,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ('outputs', 'held_out', 'steps'):
         if getattr(args, name) < 1:
             raise InputError(f'--{name}={getattr(args, name)}: must be at least 1')
+    if args.image_size < 0 or not math.isfinite(args.level):
+        raise InputError(f'--image_size={args.image_size}, --level={args.level}: must be at least 0, and finite')
     data = default.get_config().data
     data.source, data.image_size = 'digits', args.image_size
     if args.data:

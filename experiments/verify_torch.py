@@ -773,6 +773,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--json', metavar='FILE', help='write the tables there')
     args, arguments = parser.parse_known_args(argv)
+    for name, minimum in {'num_cases': 1, 'num_steps': 0, 'batch_size': 1}.items():
+        if getattr(args, name) < minimum:
+            raise InputError(f'--{name}={getattr(args, name)}: must be at least {minimum}')
     verify = verify_goldens if args.golden else verify_repository if args.torch_repo else verify_peers
     results = {}
     for name, rows in verify(args, arguments):

@@ -64,9 +64,9 @@ def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> I
     devices; b is batch_size over all devices, rounded up. The same number of batches on every host.
     """
     devices, hosts, host = jax.local_device_count(), jax.process_count(), jax.process_index()
-    per_device = -(-batch_size // (devices * hosts))
-    host_size = per_device * devices
     count = len(images)
+    per_device = -(-min(batch_size, count) // (devices * hosts))
+    host_size = per_device * devices
     for start in range(host * host_size, count + host * host_size, host_size * hosts):
         index = np.arange(start, start + host_size)
         valid = index < count

@@ -49,10 +49,12 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.to_dict()  # a file that cannot be loaded raises only when it is used
     except flags.Error as error:
         fail(_one_line(error), 2)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         fail(f'unknown config field: {_one_line(error)}', 2)
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
         fail(f'--config: {_one_line(error)}{_nearest_config()}', 2)
+    if COORDINATOR.value is None and (NUM_PROCESSES.value is not None or PROCESS_ID.value is not None):
+        fail('--num_processes and --process_id need --coordinator=HOST:PORT', 2)
     if len(rest) > 1:
         fail(f'unexpected argument {rest[1]!r}: every option is --name=value', 2)
     return rest
@@ -89,20 +91,25 @@ def _nearest_config() -> str:
 def stop_conditions(time_budget: float | None) -> Callable[[], str]:
     """Installs handlers of SIGTERM and SIGINT; returns a function that gives the reason to stop, or ''.
 
-    The first signal asks to save and stop, a second one ends the process at once: what is on disk is whole at any time.
+    Once that function has been called, the first signal asks to save and stop, and a second one ends the process at
+    once. Before, when there is nothing to save yet, the first one does: what is on disk is whole at any time.
     """
     began = time.monotonic()
     received: list[int] = []
+    asked = False
 
     def receive(number: int, frame) -> None:
         received.append(number)
-        if len(received) > 1:
+        if not asked or len(received) > 1:
+            print(f'stopped: received {signal.Signals(number).name}; the same command goes on', file=sys.stderr)
             os._exit(STOPPED_EARLY)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, receive)
 
     def should_stop() -> str:
+        nonlocal asked
+        asked = True
         if received:
             return f'received {signal.Signals(received[0]).name}'
         if time_budget is not None and time.monotonic() - began > time_budget:
@@ -137,6 +144,7 @@ def start_jax() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    should_stop = stop_conditions(TIME_BUDGET.value)
     os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
     # Imported here, because jax reads XLA_FLAGS when it is imported.
     import jax
@@ -166,7 +174,7 @@ def main(argv: list[str]) -> None:
         validate_config(config)
         for line in ineffective_overrides(config.model, overridden):
             print(f'note: {line}', file=sys.stderr)
-        result = train_and_evaluate(config, workdir, should_stop=stop_conditions(TIME_BUDGET.value))
+        result = train_and_evaluate(config, workdir, should_stop=should_stop)
     except InputError as error:
         fail(str(error), 2, hosts.leave)
     except RunError as error:
@@ -174,7 +182,7 @@ def main(argv: list[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' in str(error):
             fail(f'out of memory; a smaller config.batch_size needs less ({_one_line(error)[:200]})', 1, hosts.leave)
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or 'INTERNAL' in str(error):
             raise
         message = 'another host stopped or cannot be reached; the same command on every host goes on'
         fail(f'{message} ({_one_line(error)[:200]})', 1, hosts.leave)

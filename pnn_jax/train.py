@@ -1,5 +1,6 @@
 """Training: one jitted step over a mesh, and `train_and_evaluate(config, workdir)`, which is a whole run."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -171,10 +172,18 @@ def train_and_evaluate(
 
 
 def check_builds(trainer: Trainer) -> None:
-    """Traces the network without computing anything, so that one which does not fit its images stops here."""
-    jax.eval_shape(
+    """Traces the network without computing anything, so that one that does not fit its images or memory stops here."""
+    state = jax.eval_shape(
         lambda: create_train_state(trainer.model, trainer.optimizer, trainer.image_shape, seed=0, mask_seed=0)
     )
+    needed = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(state))
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory:
+        raise InputError(
+            f'config.model.num_filters={trainer.config.model.num_filters}, '
+            f'config.model.num_masks={trainer.config.model.num_masks}: the network takes {needed / 2**30:,.0f} GiB, '
+            f'and this machine has {memory / 2**30:,.0f}'
+        )
 
 
 def saved_part(state: TrainState) -> dict:
@@ -341,7 +350,8 @@ def evaluate_checkpoint(
     validate_config(config)
     check_platform(config.platform)
     if not from_process_0(lambda: os.path.isdir(os.path.join(workdir, 'checkpoints'))):
-        raise InputError(f'--workdir={workdir}: there is no checkpoint to evaluate')
+        hint = ' (each seed has a workdir in it, named seed_<k>)' if config.num_seeds > 1 else ''
+        raise InputError(f'--workdir={workdir}: there is no checkpoint to evaluate{hint}')
     check_same_network(workdir, config)
     dataset = dataset or load_data(config.data)
     check_fits_data(config, image_shape_of(dataset))

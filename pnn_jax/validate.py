@@ -38,7 +38,7 @@ class _Problems(list):
 
     def at_least(self, field: str, value: float, minimum: float) -> None:
         if not (math.isfinite(value) and value >= minimum):
-            self.append(f'config.{field}={value}: must be at least {minimum}')
+            self.append(f'config.{field}={value}: must be finite and at least {minimum}')
 
     def between(self, field: str, value: float, low: float, high: float) -> None:
         if not low <= value < high:
@@ -112,7 +112,11 @@ def _check_data(data, problems: _Problems) -> None:
     problems.at_least('data.train_examples', data.train_examples, 0)
     if len(data.mean) != len(data.std) or not data.mean:
         problems.append(f'config.data.mean={data.mean}, config.data.std={data.std}: one value per channel in each')
-    if any(not value > 0 for value in data.std):
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*data.mean, *data.std)):
+        problems.append(
+            f'config.data.mean={data.mean}, config.data.std={data.std}: every value must be a finite number'
+        )
+    elif any(value <= 0 for value in data.std):
         problems.append(f'config.data.std={data.std}: every value must be above 0')
 
 

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +45,9 @@ def run(*arguments, **environment):
         (['--config=configs/quickstart.py', '--config.platform=tpu'], "jax found only 'cpu'"),
         (['--config=configs/baseline.py', '--config.data.source=folder', '--config.data.path=nowhere'], 'nowhere'),
         (['--config=configs/quickstart.py', '--mode=eval'], 'no checkpoint'),
+        (['--config=configs/quickstart.py', '--config.foo.bar=1'], "unknown config field: 'foo'"),
+        (['--config=configs/quickstart.py', '--process_id=1'], '--process_id need --coordinator'),
+        (['--config=configs/quickstart.py', '--config.model.num_masks=1000000000'], 'GiB, and this machine has'),
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_writes_nothing(tmp_path, arguments, expected):
@@ -100,6 +105,17 @@ def test_time_budget_stops_with_75_and_a_setting_without_effect_is_noted(tmp_pat
     assert 'the same command goes on' in stopped.stderr
     assert 'config.model.kernel_size=5 has no effect' in stopped.stderr
     assert run(*common).returncode == 0
+
+
+@pytest.mark.parametrize('delay', [2, 4])
+def test_a_signal_during_start_up_ends_with_75(tmp_path, delay):
+    command = [sys.executable, '-m', 'pnn_jax.main', '--config=configs/quickstart.py', f'--workdir={tmp_path}/run']
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors.splitlines()[-1] == 'stopped: received SIGINT; the same command goes on'
 
 
 def test_runtime_needs_neither_tensorflow_nor_torch_nor_tfds(tmp_path):

@@ -62,6 +62,13 @@ def test_every_problem_is_reported_at_once():
     assert len(str(error.value).splitlines()) == 4
 
 
+@pytest.mark.parametrize('values', [('a',), (float('nan'),), (float('inf'),)])
+def test_means_and_deviations_are_finite_numbers(values):
+    for field in ('mean', 'std'):
+        with pytest.raises(InputError, match='every value must be a finite number'):
+            validate_config(config_with(**{f'data__{field}': values * 3}))
+
+
 def test_combinations_that_cannot_work():
     for changes, part in (
         ({'model__layer': 'conv', 'model__kernel_size': 5}, 'residual blocks'),
