@@ -243,6 +243,25 @@ def counting_table(records: Records) -> Table:
     return Table(('row', 'batch size', 'exact', 'smoothed', 'mean of batches', 'floored'), rows)
 
 
+def at_chance(records: Records) -> list[Block]:
+    """Names the runs that learned and yet evaluate no better than guessing, which an average hides."""
+    names = []
+    for run, record in records.items():
+        chance = 1 / len(record.summary['per_class'])
+        if record.accuracy < 1.1 * chance and record.history[-1]['train_accuracy'] > 2 * chance:
+            trained, loss = 100 * record.history[-1]['train_accuracy'], record.summary['final_test_loss']
+            names.append(f'`{run.name}` (training accuracy {trained:.1f}%, test loss {loss:.3g})')
+    if not names:
+        return []
+    return [
+        Paragraph(
+            f'At chance although they trained: {", ".join(names)}. Channels that are constant in training have a '
+            'running variance of 0, and in evaluation every such layer multiplies small differences by up to 316, '
+            '1 / sqrt(1e-5). The accuracy counts as it is.'
+        )
+    ]
+
+
 def replication_table() -> Table:
     rows = [(item.what, item.accuracy, item.where, item.how_it_differs) for item in REPLICATIONS]
     audit = []
@@ -341,7 +360,7 @@ def build(records: Records, missing: Sequence[Run], name: str) -> list[Block]:
             f'`{name}/<row>_seed<k>.json` beside this report.'
         )
     )
-    blocks += [Heading('Rows', 2), accuracy_table(records)]
+    blocks += [Heading('Rows', 2), accuracy_table(records), *at_chance(records)]
     blocks.append(draw('accuracy', 'Accuracy of every row; blue: rows of the audit', plot_accuracy(records)))
     blocks += [Heading('Comparisons', 2), pairs_table(records)]
     blocks.append(

@@ -22,9 +22,12 @@ def make(run: grid.Run, final: int, digest: str = 'd') -> Record:
         'max_test_accuracy': final / 100,
         'parameters': {'trained': 1234, 'masks': 34},
         'dataset': {'digest': digest, 'test_examples': 100},
+        'per_class': {'cat': {}, 'dog': {}, 'frog': {}, 'ship': {}},
+        'final_test_loss': 9290.4,
     }
+    history = [{'train_accuracy': 0.2}, {'train_accuracy': 0.6}]
     return Record(
-        run.row.name, run.seed, settings(grid.unmatched_config(run.row, PRESET, run.seed)), summary, [{}, {}], correct
+        run.row.name, run.seed, settings(grid.unmatched_config(run.row, PRESET, run.seed)), summary, history, correct
     )
 
 
@@ -35,6 +38,14 @@ def results(tmp_path):
         record = make(run, FINAL[run.row.name][run.seed])
         record.write(record_path(tmp_path / 'smoke', run.row.name, run.seed))
     return tmp_path
+
+
+def test_runs_at_chance_are_named(results):
+    runs = grid.runs_of(PRESET)[:2]
+    assert report.at_chance({runs[0]: make(runs[0], 50)}) == []
+    (paragraph,) = report.at_chance({runs[0]: make(runs[0], 50), runs[1]: make(runs[1], 25)})
+    assert f'`{runs[1].name}` (training accuracy 60.0%, test loss 9.29e+03)' in paragraph.text
+    assert runs[0].name not in paragraph.text
 
 
 def test_record_survives_writing(results):
@@ -72,7 +83,7 @@ def test_verdicts():
 def test_page_is_self_contained(results):
     assert exit_code(report.main, ['--preset=smoke', f'--results={results}']) == 0
     page = (results / 'report.html').read_text()
-    assert page.count('src="data:image/png;base64,') == page.count('<img') >= 3
+    assert page.count('src="data:image/png;base64,') == page.count('<img') == 2  # no sweep and no row 2 in this preset
     assert '<code>shared_masks</code>' in page and 'http' not in page
     for line in (results / 'report.md').read_text().splitlines():
         if line.startswith('!['):
