@@ -33,7 +33,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from experiments.command import exit_code
+from experiments.command import exit_code, replace_section
 from pnn_jax.errors import InputError, RunError
 from pnn_jax.main import CPU_XLA_FLAGS
 from pnn_jax.memory import HUGE_PAGES
@@ -490,6 +490,20 @@ def line_of(result: dict) -> str:
     return f'| {" | ".join(cells)} |'
 
 
+def readme_table(results: Sequence[dict]) -> str:
+    """The rows measured beside a peer as a Markdown table, with the machine above it."""
+    machines = f'{results[0]["machine"]}; {results[0]["peer_machine"]}'
+    lines = [header('row, mode, batch, ours images/s, PyTorch, ratio, ours peak MB, PyTorch, ratio')]
+    for result in results:
+        ours, peer = result['peak_memory_mb'], result['peer_peak_memory_mb']
+        lines.append(
+            f'| {result["row"]} `{result["config"]}` | {result["mode"]} | {result["batch_size"]} '
+            f'| {result["images_per_second"]:.3g} | {result["peer_images_per_second"]:.3g} '
+            f'| **{result["ratio"]:.2f}** | {ours:.0f} | {peer:.0f} | {ours / peer:.2f} |'
+        )
+    return f'{machines}:\n\n' + '\n'.join(lines)
+
+
 def header(columns: str) -> str:
     names = columns.split(', ')
     return f'| {" | ".join(names)} |\n|{"---|" * len(names)}'
@@ -564,6 +578,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument('--json', help='file for all results')
     result.add_argument('--plot', help='image file for the rows')
+    result.add_argument('--readme', type=pathlib.Path, help='file whose table of rows is replaced')
     return result
 
 
@@ -573,6 +588,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = getattr(options, name)
         if path and not pathlib.Path(path).resolve().parent.is_dir():
             raise InputError(f'--{name}={path}: its folder does not exist')
+    if options.readme:
+        if options.peer == 'none' or not options.rows:
+            raise InputError('--readme: needs rows and a peer, such as --peer=torch')
+        replace_section(options.readme, 'speed', '')  # refused now, not after an hour
     results: list[dict] = []
 
     def report(result: dict) -> None:
@@ -588,6 +607,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     benchmark_rows(options, report)
     if options.plot and results:
         plot(results, options.plot)
+    if options.readme:
+        options.readme.write_text(replace_section(options.readme, 'speed', readme_table(results)))
     benchmark_scaling(options, report)
     if options.roofline:
         print(header('pass, x, masks, outputs, time, share of the limit'))

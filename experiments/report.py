@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 
 from experiments.accounting import plot_curves, shuffled
-from experiments.command import exit_code
+from experiments.command import exit_code, replace_section
 from experiments.grid import PAIRS, PRESETS, SWEEPS, Preset, Row, Run, is_matched, runs_of, unmatched_config
 from experiments.published import AUDIT_ROWS, REPLICATIONS
 from experiments.records import Record, differences, read_record, record_path, settings
@@ -33,7 +33,6 @@ from pnn_jax.errors import InputError
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyplot starts)
 
-README_MARKERS = ('<!-- results: begin -->', '<!-- results: end -->')
 TEST_ORDERS = 20  # random orders of the test images, on which the historical ways of counting depend
 SMOOTHED_BATCH_SIZE = 10  # of the run whose smoothed accuracy the audit compares with the exact one
 AUDIT = {row.number: row for row in AUDIT_ROWS}
@@ -452,15 +451,6 @@ def to_html(blocks: Sequence[Block]) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
-def replace_between_markers(text: str, new: str, path: pathlib.Path) -> str:
-    """`text` with everything between the two marker lines replaced."""
-    begin, end = README_MARKERS
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise InputError(f'{path}: needs one line {begin!r} and, after it, one line {end!r}')
-    before, rest = text.split(begin)
-    return f'{before}{begin}\n\n{new}\n\n{end}{rest.split(end)[1]}'
-
-
 def write(path: pathlib.Path, content: str | bytes) -> None:
     try:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -485,14 +475,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     blocks = build(records, missing, args.preset)
     readme = None
     if args.readme:
-        try:
-            text = args.readme.read_text()
-        except OSError as error:
-            raise InputError(f'{args.readme}: {error.strerror}') from None
         summary = [Paragraph(f'{PRESETS[args.preset].what}:'), accuracy_table(records), answer(records)[1]]
         if missing:
             summary.insert(0, blocks[1])
-        readme = replace_between_markers(text, to_markdown(summary).strip(), args.readme)
+        readme = replace_section(args.readme, 'results', to_markdown(summary).strip())
     write(args.results / 'report.md', to_markdown(blocks))
     write(args.results / 'report.html', to_html(blocks))
     for block in blocks:

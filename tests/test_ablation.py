@@ -41,9 +41,9 @@ def test_matched_row_has_the_nearest_number_of_parameters():
 
 
 def test_order_is_seed_by_seed_with_late_rows_last():
-    runs = grid.runs_of(grid.PRESETS['reduced'])
+    runs = grid.runs_of(grid.PRESETS['full'])
     early = [run for run in runs if not run.row.late]
-    assert runs[: len(early)] == early
+    assert runs[: len(early)] == early and len(early) < len(runs)
     assert [run.seed for run in early] == sorted(run.seed for run in early)
     assert len({run.row for run in early}) >= 12 and max(run.seed for run in early) == 2
 

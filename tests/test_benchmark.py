@@ -66,6 +66,14 @@ def test_wrong_options_are_one_line_and_exit_code_2(argv, capsys):
     assert argv[0].split('=')[1] in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_readme_without_its_markers_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / 'README.md').write_text('no markers')
+    with pytest.raises(InputError, match='speed: begin'):
+        benchmark.main(['--peer=torch', f'--readme={tmp_path / "README.md"}'])
+    with pytest.raises(InputError, match='needs rows and a peer'):
+        benchmark.main([f'--readme={tmp_path / "README.md"}'])
+
+
 def test_a_folder_that_does_not_exist_is_refused_before_anything_runs():
     with pytest.raises(InputError, match='--json=nowhere/a.json'):
         benchmark.main(['--json=nowhere/a.json'])
@@ -74,10 +82,15 @@ def test_a_folder_that_does_not_exist_is_refused_before_anything_runs():
 def test_a_small_run_beside_pytorch(tmp_path, capsys):
     path = tmp_path / 'speed.json'
     options = ['--rows=3', '--modes=eval', '--num_filters=2', '--eval_batch_size=4', '--steps=1', '--peer=torch']
-    benchmark.main([*options, f'--json={path}', f'--plot={tmp_path / "speed.png"}'])
+    readme = tmp_path / 'README.md'
+    readme.write_text('a\n<!-- speed: begin -->\nb\n<!-- speed: end -->\nc\n')
+    benchmark.main([*options, f'--json={path}', f'--plot={tmp_path / "speed.png"}', f'--readme={readme}'])
     (result,) = json.loads(path.read_text())
     assert (result['row'], result['mode'], result['batch_size']) == (3, 'eval', 4)
     assert result['ratio'] == pytest.approx(result['images_per_second'] / result['peer_images_per_second'])
     assert result['peak_memory_mb'] > 50 and result['peer_peak_memory_mb'] > 50
     assert (tmp_path / 'speed.png').stat().st_size > 1000
     assert capsys.readouterr().out.count('| 3 original_stem3 |') == 1
+    text = readme.read_text()
+    assert text.startswith('a\n<!-- speed: begin -->\n\n') and text.endswith('\n\n<!-- speed: end -->\nc\n')
+    assert f'| **{result["ratio"]:.2f}** |' in text and result['peer_machine'] in text
