@@ -151,9 +151,10 @@ def answer(records: Records) -> list[Block]:
     """The sentence that people come for."""
     sentences = []
     for subject, first, second in (
-        ('Many fixed masks change', 'shared_masks', 'grouped_no_noise'),
         ('One fixed mask per channel changes', 'one_mask', 'no_noise'),
-        ('For comparison, 3x3 convolutions change', 'baseline', 'no_noise'),
+        ('Many fixed masks change', 'shared_masks', 'grouped_no_noise'),
+        ('For comparison, one fixed random 3x3 filter per channel changes', 'one_random_filter', 'no_noise'),
+        ('Learned 3x3 convolutions change', 'baseline', 'no_noise'),
     ):
         pairs = paired(records, first, second)
         if not pairs:

@@ -168,8 +168,9 @@ def main(argv: list[str]) -> None:
         start_jax()
         if MODE.value == 'eval':
             result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value)
-            print(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
-            print(describe_classes(result))
+            if jax.process_index() == 0:
+                print(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
+                print(describe_classes(result))
             return
         validate_config(config)
         for line in ineffective_overrides(config.model, overridden):
@@ -189,6 +190,8 @@ def main(argv: list[str]) -> None:
     except StoppedEarly as reason:
         print(f'stopped: {reason}; the same command goes on', file=sys.stderr)
         sys.exit(STOPPED_EARLY)
+    if jax.process_index() != 0:
+        return
     if config.num_seeds > 1:
         mean, sd = 100 * result['mean_final_test_accuracy'], 100 * result['sd_final_test_accuracy']
         print(f'{config.num_seeds} seeds: {mean:.2f}% +- {sd:.2f} (standard deviation); results in {workdir}')

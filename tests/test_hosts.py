@@ -1,19 +1,16 @@
-"""Two real processes of two devices each, over loopback: the same run as one process, and what a dead host does."""
+"""Two real processes of two devices each, over loopback: the same run as one process."""
 
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.trained import load_trained
-from pnn_jax.hosts import LOST_HOST_SECONDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_TEST = 1003  # divides by no number of devices or batches
@@ -96,18 +93,3 @@ def test_two_processes_train_and_count_as_one(images, one, tmp_path):
     assert count in first and 'correct' not in second  # process 0 alone reports
     # Restored on another number of devices and hosts, counted exactly alike.
     assert count in finish(launch(images, tmp_path, *FEW, '--mode=eval'))
-
-
-def test_a_host_that_dies_stops_the_other_and_the_run_goes_on(images, tmp_path):
-    first, second = launch_two(images, tmp_path)
-    while not (tmp_path / 'metrics.jsonl').exists():
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.02)
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    _, errors = first.communicate(timeout=LOST_HOST_SECONDS + 60)
-    assert first.returncode not in (0, 75)
-    assert 'Traceback' not in errors
-    for process in launch_two(images, tmp_path):
-        finish(process)
-    assert outcomes(tmp_path).shape == (4, NUM_TEST)

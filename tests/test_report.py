@@ -1,6 +1,5 @@
 """The report: its figures against answers worked out by hand, and what it refuses."""
 
-
 import numpy as np
 import pytest
 
