@@ -65,7 +65,9 @@ SCALING = {
 # Ways to train several seeds: one after another, or in one program.
 SEED_STYLES = ('loop', 'vmap', 'map')
 
-SECONDS_PER_TURN = 0.5
+SECONDS_PER_TURN = 1.0
+# Threads of OpenMP, which PyTorch uses, keep a core busy for 0.2 s after their last work.
+SECONDS_BETWEEN_TURNS = 0.4
 
 # What the entry point sets where its user has not; the peer runs as PyTorch is installed.
 ENTRY_POINT = {'XLA_FLAGS': CPU_XLA_FLAGS, 'GLIBC_TUNABLES': HUGE_PAGES}
@@ -244,6 +246,7 @@ def serve(connection: Connection, name: str, case: Case) -> None:
     side.step()
     connection.send((side.machine, side.images, time.perf_counter() - began))
     while steps := connection.recv():
+        time.sleep(SECONDS_BETWEEN_TURNS)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             side.step()
@@ -568,7 +571,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--rows', type=numbers(list(ROWS)), default=list(ROWS), help='rows of the audit, by number')
     result.add_argument('--modes', type=words(MODES), default=list(MODES))
     result.add_argument('--peer', choices=PEERS, default='none')
-    result.add_argument('--steps', type=positive, default=7, help='turns of each side, of half a second or one step')
+    result.add_argument('--steps', type=positive, default=7, help='turns of each side, of a second or one step')
     result.add_argument('--batch_size', type=positive, default=16, help='of training')
     result.add_argument('--eval_batch_size', type=positive, default=100)
     result.add_argument('--num_filters', type=positive, default=0, help="default: each config's own")
