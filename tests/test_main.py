@@ -107,11 +107,10 @@ def test_time_budget_stops_with_75_and_a_setting_without_effect_is_noted(tmp_pat
     assert run(*common).returncode == 0
 
 
-@pytest.mark.parametrize('delay', [2, 4])
-def test_a_signal_during_start_up_ends_with_75(tmp_path, delay):
+def test_a_signal_soon_after_the_start_ends_with_75(tmp_path):
     command = [sys.executable, '-m', 'pnn_jax.main', '--config=configs/quickstart.py', f'--workdir={tmp_path}/run']
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(delay)
+    time.sleep(6)  # compiling, or in the first steps; the interpreter itself starts within a second or two
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
