@@ -84,6 +84,7 @@ def outcomes(workdir):
 def test_two_processes_train_and_count_as_one(images, one, tmp_path):
     first, second = map(finish, launch_two(images, tmp_path, *FEW))
     for own, other in zip(jax.tree.leaves(parameters(one)), jax.tree.leaves(parameters(tmp_path)), strict=True):
+        # Measured: 2.6e-4, in a running variance.
         np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-3)
     correct = outcomes(tmp_path)
     assert correct.shape == (2, NUM_TEST)
