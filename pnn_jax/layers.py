@@ -127,8 +127,8 @@ def _batch_norm_backward(epsilon, residuals, cotangents):
     y_bar = cotangents[0].astype(mean.dtype)
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    centred = wide - along_channels(mean, wide)
     bias_bar = y_bar.sum(axes)
+    centred = wide - along_channels(jnp.where(bias_bar == bias_bar, mean, jnp.nan), wide)
     scale_bar = (y_bar * centred).sum(axes) * inverse
     slope = along_channels(inverse * scale_bar / count, wide)
     x_bar = along_channels(inverse * scale, wide) * (y_bar - centred * slope - along_channels(bias_bar / count, wide))

@@ -166,16 +166,26 @@ def _pixels_per_pass(pixels: int) -> int:
     return _group_size(pixels, min(PIXELS_PER_PASS, max(pixels - 1, 1)))
 
 
-def _scan_pixels(step: Callable, carry, arrays: tuple[jax.Array, ...]):
-    """`jax.lax.scan` over groups of pixels, the first axis of all arrays and outputs.
+def _replace_pixels(step: Callable, carry, buffer: jax.Array, arrays: tuple[jax.Array, ...]):
+    """Runs step(carry, buffer's group, groups of arrays) -> carry, new group, outputs over groups of pixels.
 
-    At least two groups, because the loop also keeps XLA from fusing the transpositions around it into the arithmetic,
-    which is slow.
+    Pixels are the first axis of `buffer`, of all arrays and outputs; the new groups take the place of the buffer's.
+    Results in an array of their own would have to start as zeros, which XLA:CPU creates for all layers at once when
+    a program begins. At least two groups, because the loop also keeps XLA from fusing the transpositions around it into
+    the arithmetic, which is slow.
     """
-    pixels = len(arrays[0])
+    pixels = len(buffer)
     size = _pixels_per_pass(pixels)
-    carry, outputs = jax.lax.scan(step, carry, tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays))
-    return carry, jax.tree.map(lambda a: a.reshape(pixels, *a.shape[2:]), outputs)
+
+    def body(state, arrays):
+        index, carry, buffer = state
+        group = jax.lax.dynamic_slice_in_dim(buffer, index * size, size)
+        carry, group, outputs = step(carry, group, arrays)
+        return (index + 1, carry, jax.lax.dynamic_update_slice_in_dim(buffer, group, index * size, 0)), outputs
+
+    groups = tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays)
+    (_, carry, buffer), outputs = jax.lax.scan(body, (jnp.int32(0), carry, buffer), groups)
+    return carry, buffer, jax.tree.map(lambda a: a.reshape(pixels, *a.shape[2:]), outputs)
 
 
 def _sum_over_masks(function: Callable, zeros, noise: jax.Array, weights: jax.Array):
@@ -207,13 +217,13 @@ def _combine(noise_level, activation, x, noise_masks, weights, slope):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     wide_weights, wide_slope = jax.tree.map(lambda a: a.astype(wide), (weights, slope))
 
-    def step(_, arrays):
-        x, noise = (a.astype(wide) for a in arrays)
+    def step(_, x, arrays):
+        (noise,) = (a.astype(wide) for a in arrays)
         respond = lambda noise, weights: _respond(noise_level, activation, x, noise, weights, wide_slope)
-        zeros = jnp.zeros((*x.shape[:2], weights.shape[-1], x.shape[-1]), wide)
-        return None, _sum_over_masks(respond, zeros, noise, wide_weights)
+        return None, _sum_over_masks(respond, jnp.zeros_like(x), noise, wide_weights), ()
 
-    _, y = _scan_pixels(step, None, (_images_last(x[..., None]), _pixels_first(noise_masks)))
+    everywhere = jnp.broadcast_to(x[..., None], (*x.shape, weights.shape[-1]))
+    _, y, _ = _replace_pixels(step, None, _images_last(everywhere.astype(wide)), (_pixels_first(noise_masks),))
     return _images_first(y, x.shape).astype(x.dtype)
 
 
@@ -227,9 +237,9 @@ def _combine_backward(noise_level, activation, residuals, y_bar):
     wide_weights, wide_slope = jax.tree.map(lambda a: a.astype(wide), (weights, slope))
     activate = ACTIVATIONS[activation]
 
-    def step(carry, arrays):
+    def step(carry, y_bar, arrays):
         weights_bar, slope_bar = carry
-        x, noise, y_bar = (a.astype(wide) for a in arrays)
+        x, noise = (a.astype(wide) for a in arrays)
         everywhere = jax.tree.map(lambda a: jnp.broadcast_to(a, y_bar.shape), (x, wide_slope))
 
         def bars(noise, weights):
@@ -241,7 +251,7 @@ def _combine_backward(noise_level, activation, residuals, y_bar):
             perturbed = x[p, :, None] + noise_level * noise[p, :, :, None, None]
             weights_bar = weights_bar + y_bar[p, :, None] * activate(perturbed, wide_slope)
         slope_bar = jax.tree.map(jnp.add, slope_bar, more_slope_bar)
-        return (weights_bar, slope_bar), (x_bar, noise_bar(x, noise, y_bar))
+        return (weights_bar, slope_bar), x_bar, noise_bar(x, noise, y_bar)
 
     def noise_bar(x, noise, y_bar):
         """Image after image, with masks as the elements of a vector. Compiled away where the masks are fixed."""
@@ -260,14 +270,15 @@ def _combine_backward(noise_level, activation, residuals, y_bar):
         )
         return total.sum(1, keepdims=True) if noise.shape[1] == 1 else total
 
-    arrays = _images_last(x[..., None]), _pixels_first(noise_masks), _images_last(y_bar)
-    pixels, *per_pixel = arrays[-1].shape
+    arrays = _images_last(x[..., None]), _pixels_first(noise_masks)
+    y_bar = _images_last(y_bar.astype(wide))
+    pixels, *per_pixel = y_bar.shape
     slope_shape = _pixels_per_pass(pixels), *per_pixel
     start = (
         jnp.zeros((*weights.shape, per_pixel[-1]), wide),
         jax.tree.map(lambda _: jnp.zeros(slope_shape, wide), slope),
     )
-    (weights_bar, slope_bar), (x_bar, noise_masks_bar) = _scan_pixels(step, start, arrays)
+    (weights_bar, slope_bar), x_bar, noise_masks_bar = _replace_pixels(step, start, y_bar, arrays)
     x_bar = _images_first(x_bar.sum(-2), x.shape)
     noise_masks_bar = noise_masks_bar.reshape(noise_masks.shape)
     gradients = x_bar, noise_masks_bar, weights_bar.sum(-1), jax.tree.map(jnp.sum, slope_bar)
