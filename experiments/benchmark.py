@@ -115,7 +115,7 @@ class Side:
 
 @dataclasses.dataclass
 class Measurement:
-    """Medians over turns, per step, of one side."""
+    """Medians over turns, per step, of one side; the first step with all that comes before it: imports, compilation."""
 
     machine: str
     images: int
@@ -137,6 +137,7 @@ def our_side(case: Case) -> Side:
     import jax.numpy as jnp
 
     from pnn_jax.data import Dataset, Split
+    from pnn_jax.data.batches import epoch_order
     from pnn_jax.train import Trainer, make_update
 
     config = case.config()
@@ -147,21 +148,15 @@ def our_side(case: Case) -> Side:
         images, labels = np.tile(images, (20, 1, 1, 1)), np.tile(labels, 20)
     split = Split(images, labels)
     trainer = Trainer(config, Dataset('random', split, split, tuple(map(str, range(NUM_CLASSES))), ''))
+    if case.mode == 'train' and case.seed_style == 'loop':
+        trainer.compile()
     states = [trainer.fresh_state(seed, seed) for seed in range(case.seeds)]
     feed = trainer.feed
-    order = jnp.arange(len(labels), dtype=jnp.int32)
+    order = epoch_order(states[0].key, 0, len(labels))
 
     def train_one_after_another():
         for i, state in enumerate(states):
-            states[i] = feed.train_step(
-                state,
-                feed.images,
-                feed.labels,
-                order,
-                0,
-                batch_size=case.batch_size,
-                num_steps=feed.steps_per_dispatch,
-            )
+            states[i] = feed.train_step(state, order, 0, batch_size=case.batch_size, num_steps=feed.steps_per_dispatch)
         jax.block_until_ready(states)
 
     def train_together(style: str) -> Callable[[], object]:
@@ -241,8 +236,8 @@ def make_side(name: str, case: Case) -> Side:
 
 def serve(connection: Connection, name: str, case: Case) -> None:
     """The life of a process that measures: builds its side, then takes turns of as many steps as it is told."""
-    side = make_side(name, case)
     began = time.perf_counter()
+    side = make_side(name, case)
     side.step()
     connection.send((side.machine, side.images, time.perf_counter() - began))
     while steps := connection.recv():

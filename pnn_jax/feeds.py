@@ -31,16 +31,21 @@ def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS if batch_size % mesh.size == 0 else None))
 
 
+def shapes_on(tree, sharding: NamedSharding):
+    """The shapes and types of a tree's leaves, as arrays that lie where `sharding` says."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def make_train_step(update: Update, mesh: jax.sharding.Mesh) -> Callable[..., TrainState]:
-    """Makes train_step(state, images, labels, order, start, batch_size=, num_steps=) -> state, for data on the device.
+    """Makes train_step(state, fixed, images, labels, order, start, batch_size=, num_steps=), for data on the device.
 
     Each step takes the `batch_size` examples order[start:start + batch_size] of the training set (images uint8
-    [n, h, w, c], labels int32 [n]); `num_steps` steps in one dispatch. The state's buffers are donated, its fixed
-    collections excepted.
+    [n, h, w, c], labels int32 [n]); `num_steps` steps in one dispatch. Returns the new state; the old one's buffers are
+    donated, its fixed collections are given apart and left out.
     """
 
     @partial(jax.jit, static_argnames=('batch_size', 'num_steps'), donate_argnums=0)
-    def steps(state, fixed, images, labels, order, start, *, batch_size, num_steps):
+    def train_step(state, fixed, images, labels, order, start, *, batch_size, num_steps=1):
         def step(state, offset):
             index = jax.lax.dynamic_slice_in_dim(order, start + offset * batch_size, batch_size)
             index = jax.lax.with_sharding_constraint(index, batch_sharding(mesh, batch_size))
@@ -49,18 +54,6 @@ def make_train_step(update: Update, mesh: jax.sharding.Mesh) -> Callable[..., Tr
         if num_steps == 1:
             return step(state, 0)[0]
         return jax.lax.scan(step, state, jnp.arange(num_steps))[0]
-
-    compiled = set()
-
-    def train_step(state: TrainState, images, labels, order, start: int, *, batch_size: int, num_steps: int = 1):
-        arguments = state.replace(fixed={}), state.fixed, images, labels, order, start
-        sizes = {'batch_size': batch_size, 'num_steps': num_steps}
-        if tuple(sizes.values()) not in compiled:
-            # Before the call, so that the compiler's memory is given back when the step's is needed.
-            steps.lower(*arguments, **sizes).compile()
-            release_unused()
-            compiled.add(tuple(sizes.values()))
-        return steps(*arguments, **sizes).replace(fixed=state.fixed)
 
     return train_step
 
@@ -71,9 +64,9 @@ class DeviceFeed:
     def __init__(self, dataset: Dataset, update: Update, mesh: jax.sharding.Mesh, *, batch_size: int, num_steps: int):
         self.dataset, self.batch_size, self.steps_per_dispatch = dataset, batch_size, num_steps
         self.num_train, self.num_test = len(dataset.train.labels), len(dataset.test.labels)
-        replicated = NamedSharding(mesh, PartitionSpec())
-        self.images, self.labels = replicate((dataset.train.images, dataset.train.labels), replicated)
-        self.train_step = make_train_step(update, mesh)
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.images, self.labels = replicate((dataset.train.images, dataset.train.labels), self.replicated)
+        self.jitted_step = make_train_step(update, mesh)
 
     def dispatches(self, first_step: int) -> Iterator[tuple[int, int, int]]:
         """The rest of an epoch from its step `first_step`: (start, batch_size, num_steps) of each dispatch.
@@ -90,13 +83,33 @@ class DeviceFeed:
         if step < steps_per_epoch(self.num_train, self.batch_size):
             yield step * self.batch_size, self.num_train - step * self.batch_size, 1
 
+    def compile(self, state: TrainState) -> None:
+        """Compiles the steps of an epoch for a state of these shapes.
+
+        Before there is such a state, because the compiler needs about as much memory as training does.
+        """
+        state = shapes_on(state, self.replicated)
+        order = epoch_order(replicate(jax.random.key(0), self.replicated), 0, self.num_train)
+        for batch_size, num_steps in dict.fromkeys(dispatch[1:] for dispatch in self.dispatches(0)):
+            lowered = self.jitted_step.lower(
+                *self._arguments(state, order, 0), batch_size=batch_size, num_steps=num_steps
+            )
+            lowered.compile()
+        release_unused()
+
+    def train_step(self, state: TrainState, order: jax.Array, start: int, *, batch_size: int, num_steps: int):
+        """The state after one dispatch, on the examples from order[start] on; donates the state's buffers."""
+        new = self.jitted_step(*self._arguments(state, order, start), batch_size=batch_size, num_steps=num_steps)
+        return new.replace(fixed=state.fixed)
+
+    def _arguments(self, state: TrainState, order: jax.Array, start: int) -> tuple:
+        return state.replace(fixed={}), state.fixed, self.images, self.labels, order, start
+
     def train(self, state: TrainState, epoch: int, first_step: int) -> Iterator[Progress]:
         """Trains through the epoch (from 0), from its step `first_step`; yields after every dispatch."""
         order = epoch_order(state.key, epoch, self.num_train)
         for start, batch_size, num_steps in self.dispatches(first_step):
-            state = self.train_step(
-                state, self.images, self.labels, order, start, batch_size=batch_size, num_steps=num_steps
-            )
+            state = self.train_step(state, order, start, batch_size=batch_size, num_steps=num_steps)
             yield state, num_steps, batch_size * num_steps
 
     def eval_batches(self, batch_size: int) -> Iterator[HostBatch]:
@@ -112,6 +125,17 @@ class StreamFeed:
         self.num_train, self.num_test = len(stream.train_index), len(stream.test)
         self.update = jax.jit(update, donate_argnums=0)
         self.host = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+
+    def compile(self, state: TrainState) -> None:
+        """As `DeviceFeed.compile`."""
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        state = shapes_on(state, replicated)
+        for size in {min(self.batch_size, self.num_train), self.num_train % self.batch_size or self.batch_size}:
+            images = jax.ShapeDtypeStruct((size, *self.stream.image_shape), jnp.uint8)
+            labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+            batch = shapes_on((images, labels), batch_sharding(self.mesh, size))
+            self.update.lower(state.replace(fixed={}), state.fixed, *batch).compile()
+        release_unused()
 
     def train(self, state: TrainState, epoch: int, first_step: int) -> Iterator[Progress]:
         """As `DeviceFeed.train`; one update a dispatch."""

@@ -24,6 +24,7 @@ from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.feeds import BATCH_AXIS, DeviceFeed, StreamFeed, Update
 from pnn_jax.hosts import from_process_0, replicate
+from pnn_jax.memory import release_unused
 from pnn_jax.metrics import judge
 from pnn_jax.models.registry import count_variables, create_model
 from pnn_jax.optim import create_optimizer, learning_rate_at, learning_rate_schedule
@@ -106,9 +107,21 @@ class Trainer:
             )
         )
 
+    def state_shapes(self) -> TrainState:
+        """Shapes and types of a state, without computing anything."""
+        return jax.eval_shape(
+            lambda: create_train_state(self.model, self.optimizer, self.image_shape, seed=0, mask_seed=0)
+        )
+
+    def compile(self) -> None:
+        """Compiles what a run will do at every step; to be called before `fresh_state`, to save memory."""
+        self.feed.compile(self.state_shapes())
+
     def fresh_state(self, seed: int, mask_seed: int) -> TrainState:
         state = create_train_state(self.model, self.optimizer, self.image_shape, seed=seed, mask_seed=mask_seed)
-        return replicate(state, self.replicated)
+        state = replicate(state, self.replicated)
+        release_unused()
+        return state
 
     def evaluate(self, variables) -> Evaluation:
         """Exact outcomes on the test set."""
@@ -173,10 +186,7 @@ def train_and_evaluate(
 
 def check_builds(trainer: Trainer) -> None:
     """Traces the network without computing anything, so that one that does not fit its images or memory stops here."""
-    state = jax.eval_shape(
-        lambda: create_train_state(trainer.model, trainer.optimizer, trainer.image_shape, seed=0, mask_seed=0)
-    )
-    needed = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(state))
+    needed = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(trainer.state_shapes()))
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if needed > memory:
         raise InputError(
@@ -217,6 +227,7 @@ def _run(trainer: Trainer, config, path: str, should_stop: Callable[[], str]) ->
     ):
         if workdir.result() is not None and len(workdir.history) >= config.num_epochs:
             return workdir.result()
+        trainer.compile()
         state = trainer.fresh_state(config.seed, config.mask_seed)
         meta = {'fixed_digest': tree_digest(state.fixed), 'data_digest': trainer.data.digest}
         state, restored = restore(checkpointer, state)

@@ -50,9 +50,7 @@ def trainer(dataset):
 def train_one_epoch(feed, state, dispatches):
     order = epoch_order(state.key, 0, feed.num_train)
     for start, batch_size, num_steps in dispatches:
-        state = feed.train_step(
-            state, feed.images, feed.labels, order, start, batch_size=batch_size, num_steps=num_steps
-        )
+        state = feed.train_step(state, order, start, batch_size=batch_size, num_steps=num_steps)
     return state
 
 
@@ -90,10 +88,11 @@ def test_four_devices_equal_one(dataset):
     mesh = jax.make_mesh((1,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     step = make_train_step(make_update(four.model, four.optimizer, config.data, jnp.float32), mesh)
     state = jax.device_put(four.fresh_state(0, 0), jax.devices()[0])
+    fixed = state.fixed
     images, labels = jax.device_put((dataset.train.images, dataset.train.labels), jax.devices()[0])
     order = epoch_order(state.key, 0, 29)
     for start, batch_size, _ in four.feed.dispatches(0):
-        state = step(state, images, labels, order, start, batch_size=batch_size)
+        state = step(state.replace(fixed={}), fixed, images, labels, order, start, batch_size=batch_size)
     # Measured: 1.5e-5, in weights between batch norms of few values.
     assert_trees_close(state.params, expected.params, rtol=0, atol=5e-5)
     assert_trees_close(state.batch_stats, expected.batch_stats, rtol=1e-4, atol=5e-5)
