@@ -34,11 +34,12 @@ TEMPORARY = '*.orbax-checkpoint-tmp*'
 
 
 class Restored(NamedTuple):
-    """A verified checkpoint: `state` has the structure and the shardings of the template, `meta` is as it was saved."""
+    """A verified checkpoint: `state` has the structure and the shardings of the template, the rest is as it was saved."""
 
     state: Any
     meta: dict
     step: int
+    accuracy: float | None
 
 
 class Summary(NamedTuple):
@@ -150,7 +151,7 @@ class Checkpointer:
             return None
         arrays, record = found
         state = _fill(template, arrays, f'the checkpoint of step {record["step"]} in {self._directory}')
-        return Restored(state, record['meta'], record['step'])
+        return Restored(state, record['meta'], record['step'], record['accuracy'])
 
     def inspect(self) -> list[Summary]:
         """Reads and verifies every checkpoint, and the noise masks if there are any, from old to new."""

@@ -80,6 +80,17 @@ def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> I
         yield {name: value.reshape((devices, per_device) + value.shape[1:]) for name, value in batch.items()}
 
 
+def _fetched(results: Iterable) -> Iterator:
+    """Fetches results from the devices, always one behind, so that these work meanwhile and no batches pile up."""
+    waiting = None
+    for result in results:
+        if waiting is not None:
+            yield jax.device_get(waiting)
+        waiting = result
+    if waiting is not None:
+        yield jax.device_get(waiting)
+
+
 def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
     """Makes evaluate(variables, batches, num_examples) -> Evaluation; compiled once for a shape of batches.
 
@@ -102,14 +113,13 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
     eval_step = jax.pmap(eval_step, axis_name='batch', in_axes=(None, 0), out_axes=None)
 
     def evaluate(variables, batches: Iterable[HostBatch], num_examples: int) -> Evaluation:
-        results = [eval_step(variables, batch) for batch in batches]
         correct = np.zeros(num_examples, bool)
         top5 = np.zeros(num_examples, bool)
         labels = np.zeros(num_examples, np.int32)
         seen = np.zeros(num_examples, bool)
         num_correct = count = nonfinite = 0
         loss = 0.0
-        for totals, outcomes in jax.device_get(results):
+        for totals, outcomes in _fetched(eval_step(variables, batch) for batch in batches):
             num_correct += int(totals.correct)
             count += int(totals.count)
             nonfinite += int(totals.nonfinite)

@@ -75,6 +75,10 @@ def make_update(model: nn.Module, optimizer: optax.GradientTransformation, data_
     return update
 
 
+def never_stop() -> str:
+    return ''
+
+
 class Trainer:
     """The compiled programs and the data of one config; runs any number of seeds."""
 
@@ -123,10 +127,16 @@ class Trainer:
         release_unused()
         return state
 
-    def evaluate(self, variables) -> Evaluation:
-        """Exact outcomes on the test set."""
-        batches = self.feed.eval_batches(self.config.eval_batch_size)
-        return self.evaluate_batches(variables, batches, self.feed.num_test)
+    def evaluate(self, variables, should_stop: Callable[[], str] = never_stop) -> Evaluation:
+        """Exact outcomes on the test set; raises StoppedEarly where `should_stop`, asked at every batch, says so."""
+
+        def batches():
+            for batch in self.feed.eval_batches(self.config.eval_batch_size):
+                if reason := agreed(should_stop()):
+                    raise StoppedEarly(reason)
+                yield batch
+
+        return self.evaluate_batches(variables, batches(), self.feed.num_test)
 
 
 def load_data(data_config) -> Dataset | Stream:
@@ -137,10 +147,6 @@ def load_data(data_config) -> Dataset | Stream:
 def image_shape_of(data: Dataset | Stream) -> tuple[int, ...]:
     """[h, w, c] of every image."""
     return data.image_shape if isinstance(data, Stream) else data.train.images.shape[1:]
-
-
-def never_stop() -> str:
-    return ''
 
 
 def train_and_evaluate(
@@ -155,7 +161,7 @@ def train_and_evaluate(
     Args:
         config: as `configs/default.py`.
         workdir: what the run leaves goes here; with several seeds into a folder for each.
-        should_stop: asked between dispatches; a non-empty reason saves the state and raises StoppedEarly.
+        should_stop: asked between dispatches and batches of evaluation; a non-empty reason saves the state and raises StoppedEarly.
         dataset: already loaded data, otherwise what `config.data` says.
 
     Returns:
@@ -242,7 +248,10 @@ def _run(trainer: Trainer, config, path: str, should_stop: Callable[[], str]) ->
             raise InputError(f'--workdir={path}: its run was trained on other images or labels than config.data gives')
         else:
             meta = restored.meta
-        workdir.truncate(int(state.step) // trainer.steps_per_epoch)
+        epochs, steps = divmod(int(state.step), trainer.steps_per_epoch)
+        # Saved at the end of an epoch without an accuracy: stopped in the evaluation, which is done anew.
+        stopped_in_evaluation = restored is not None and steps == 0 and restored.accuracy is None
+        workdir.truncate(epochs - stopped_in_evaluation)
 
         counts = count_variables(state.variables)
         with runlog.RunLog(workdir, config, trainer.data, counts, primary=primary) as log:
@@ -250,8 +259,13 @@ def _run(trainer: Trainer, config, path: str, should_stop: Callable[[], str]) ->
             evaluation = None
             while len(workdir.history) < config.num_epochs:
                 began = time.perf_counter()
-                state, images_per_second = _train_epoch(trainer, config, state, save, log, should_stop)
-                evaluation = trainer.evaluate(state.variables)
+                epoch = len(workdir.history)
+                state, images_per_second = _train_epoch(trainer, config, state, epoch, save, log, should_stop)
+                try:
+                    evaluation = trainer.evaluate(state.variables, should_stop)
+                except StoppedEarly:
+                    save(int(state.step), saved_part(state), accuracy=None)
+                    raise
                 line = _epoch_line(trainer, state, evaluation) | {
                     'images_per_second': images_per_second,
                     'seconds': time.perf_counter() - began,
@@ -290,12 +304,13 @@ def _train_epoch(
     trainer: Trainer,
     config,
     state: TrainState,
+    epoch: int,
     save: Callable[..., None],
     log: runlog.RunLog,
     should_stop: Callable[[], str],
 ) -> tuple[TrainState, float]:
-    """Trains to the end of the epoch that `state` is in; returns the state and images per second."""
-    epoch, first = divmod(int(state.step), trainer.steps_per_epoch)
+    """Trains to the end of `epoch` (from 0), where `state` is not there already; returns it and images per second."""
+    first = int(state.step) - epoch * trainer.steps_per_epoch
     if first == 0:
         state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
     step = epoch * trainer.steps_per_epoch + first

@@ -38,6 +38,8 @@ def test_signals_time_budget_and_kills_change_nothing(uninterrupted, tmp_path, c
     assert code == 75 and 'SIGINT' in output
     code, output = interrupt(tmp_path, cache, Kill('evaluation', 1, 0.0))
     assert code == -signal.SIGKILL
+    code, output = interrupt(tmp_path, cache, Kill('evaluation', 1, 0.0, int(signal.SIGTERM)))
+    assert code == 75 and 'SIGTERM' in output
     code, output = interrupt(tmp_path, cache, None, '--time_budget=0')
     assert code == 75 and 'time budget' in output
     assert not (tmp_path / 'result.json').exists()
