@@ -2,37 +2,43 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.trained import load_trained
+from pnn_jax.hosts import LOST_HOST_SECONDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_TEST = 1003  # divides by no number of devices or batches
-# Few steps, because rounding grows from step to step; the last batch of an epoch has 4 images.
-FEW = ('--config.data.train_examples=100', '--config.num_epochs=2')
+# Few steps, because rounding grows from step to step; the last batch of an epoch has 8 images.
+FEW = ('--config.data.train_examples=40', '--config.batch_size=16', '--config.num_epochs=2')
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    """A file of random images whose class is their brightest quarter."""
+def save_images(path, num_test):
+    """Random images whose class is their brightest quarter."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for split, count in (('train', 1000), ('test', NUM_TEST)):
+    for split, count in (('train', 1000), ('test', num_test)):
         pixels = rng.integers(0, 200, (count, 8, 8, 1), dtype=np.uint8)
         labels = rng.integers(0, 4, count).astype(np.int32)
         for image, label in zip(pixels, labels, strict=True):
             row, column = 4 * (label // 2), 4 * (label % 2)
             image[row : row + 4, column : column + 4] += 50
         arrays |= {f'{split}_images': pixels, f'{split}_labels': labels}
-    path = tmp_path_factory.mktemp('images') / 'images.npz'
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return save_images(tmp_path_factory.mktemp('images') / 'images.npz', NUM_TEST)
 
 
 def launch(images, workdir, *flags, devices=1):
@@ -84,13 +90,37 @@ def outcomes(workdir):
 def test_two_processes_train_and_count_as_one(images, one, tmp_path):
     first, second = map(finish, launch_two(images, tmp_path, *FEW))
     for own, other in zip(jax.tree.leaves(parameters(one)), jax.tree.leaves(parameters(tmp_path)), strict=True):
-        # Measured: 2.6e-4, in a running variance.
-        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-3)
+        # Measured: 7.7e-5. In float64 one step differs by 4e-15.
+        np.testing.assert_allclose(own, other, rtol=0, atol=3e-4)
     correct = outcomes(tmp_path)
     assert correct.shape == (2, NUM_TEST)
     # An example on the border of two classes may fall to either side.
-    assert (correct != outcomes(one)).mean() < 0.005
+    assert (correct != outcomes(one)).mean() < 0.002
     count = f'{correct[-1].sum()} of {NUM_TEST} correct'
     assert count in first and 'correct' not in second  # process 0 alone reports
     # Restored on another number of devices and hosts, counted exactly alike.
     assert count in finish(launch(images, tmp_path, *FEW, '--mode=eval'))
+
+
+def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(tmp_path):
+    images = save_images(tmp_path / 'images.npz', 10_000)
+    workdir = tmp_path / 'run'
+    flags = (*FEW, '--config.num_epochs=40', '--config.eval_batch_size=1000', f'--compilation_cache={tmp_path}/cache')
+    survivor, victim = launch_two(images, workdir, *flags)
+    while not (workdir / 'metrics.jsonl').exists():
+        assert survivor.poll() is None and victim.poll() is None
+        time.sleep(0.1)
+    victim.send_signal(signal.SIGKILL)
+    # Its message is ours where a collective operation fails, and the coordination service's where heartbeats do.
+    _, errors = survivor.communicate(timeout=2 * LOST_HOST_SECONDS)
+    victim.communicate()
+    assert survivor.returncode != 0
+    assert 'another host stopped' in errors or 'another task died' in errors, errors
+    assert not (workdir / 'result.json').exists()
+
+    output, _ = map(finish, launch_two(images, workdir, *flags))
+    correct = outcomes(workdir)
+    assert correct.shape == (40, 10_000)
+    count = f'{correct[-1].sum()} of 10000 correct'
+    assert count in output
+    assert count in finish(launch(images, workdir, *flags, '--mode=eval'))
