@@ -167,7 +167,7 @@ def digests(workdir: Path) -> dict[str, str]:
     with np.load(workdir / 'outcomes.npz') as stored:
         outcomes = b''.join(stored[name].tobytes() for name in ('correct', 'labels', 'test_digest'))
     return {
-        'state': f'step {steps[-1].step}: {steps[-1].state_sha256}',
+        'checkpoints': ', '.join(f'{step.step} ({step.accuracy}): {step.state_sha256}' for step in steps),
         'masks': masks.state_sha256,
         'outcomes': hashlib.sha256(outcomes).hexdigest(),
         'metrics': hashlib.sha256(json.dumps(lines).encode()).hexdigest(),

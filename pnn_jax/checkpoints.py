@@ -34,7 +34,7 @@ TEMPORARY = '*.orbax-checkpoint-tmp*'
 
 
 class Restored(NamedTuple):
-    """A verified checkpoint: `state` has the structure and the shardings of the template, the rest is as it was saved."""
+    """A verified checkpoint: `state` has the structure and the shardings of the template, the rest is as saved."""
 
     state: Any
     meta: dict

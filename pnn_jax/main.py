@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed (one line says why); 2 wrong usage, config 
 
 import difflib
 import logging
+import math
 import os
 import signal
 import sys
@@ -55,6 +56,8 @@ def parse(argv: list[str]) -> list[str]:
         fail(f'--config: {_one_line(error)}{_nearest_config()}', 2)
     if COORDINATOR.value is None and (NUM_PROCESSES.value is not None or PROCESS_ID.value is not None):
         fail('--num_processes and --process_id need --coordinator=HOST:PORT', 2)
+    if TIME_BUDGET.value is not None and math.isnan(TIME_BUDGET.value):
+        fail('--time_budget=nan: must be a number of seconds, 0 or more', 2)
     if len(rest) > 1:
         fail(f'unexpected argument {rest[1]!r}: every option is --name=value', 2)
     return rest

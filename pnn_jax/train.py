@@ -161,7 +161,8 @@ def train_and_evaluate(
     Args:
         config: as `configs/default.py`.
         workdir: what the run leaves goes here; with several seeds into a folder for each.
-        should_stop: asked between dispatches and batches of evaluation; a non-empty reason saves the state and raises StoppedEarly.
+        should_stop: asked between dispatches and batches of evaluation; a non-empty reason saves the state and raises
+            StoppedEarly.
         dataset: already loaded data, otherwise what `config.data` says.
 
     Returns:

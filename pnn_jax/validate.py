@@ -130,7 +130,7 @@ def _check_optimizer(config, problems: _Problems) -> None:
     problems.at_least('optimizer.eps', optimizer.eps, 0)
     problems.at_least('optimizer.weight_decay', optimizer.weight_decay, 0)
     milestones = list(schedule.milestones)
-    if any(not isinstance(epoch, int) or epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
+    if any(type(epoch) is not int or epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
         problems.append(f'config.schedule.milestones={schedule.milestones}: must be rising epochs, 1 or more')
     if not (math.isfinite(schedule.factor) and schedule.factor > 0):
         problems.append(f'config.schedule.factor={schedule.factor}: must be above 0')

@@ -39,6 +39,7 @@ def run(*arguments, **environment):
         (['--config=configs/quickstart.py', '--config.model.num_mask=2'], 'Did you mean "num_masks"'),
         (['--config=configs/quickstart.py', '--config.model.num_masks=two'], 'num_masks'),
         (['--config=configs/quickstart.py', '--time_budget=-1'], '--time_budget=-1'),
+        (['--config=configs/quickstart.py', '--time_budget=nan'], '--time_budget=nan: must be a number of seconds'),
         (['--config=configs/quickstart.py', '--coordinator=127.0.0.1:1'], '--coordinator=127.0.0.1:1'),
         (['--config=configs/quickstart.py', 'extra'], "unexpected argument 'extra'"),
         (['--config=configs/quickstart.py', '--config.model.activation=rellu'], "did you mean 'relu'?"),

@@ -42,6 +42,7 @@ def test_default_is_valid():
         ('optimizer__name', 'adamw', "did you mean 'adam'"),
         ('optimizer__learning_rate', -1.0, 'above 0'),
         ('schedule__milestones', (5, 5), 'rising'),
+        ('schedule__milestones', (True, 2), 'rising'),
         ('batch_size', 0, 'at least 1'),
         ('num_epochs', -1, 'at least 1'),
         ('platform', 'npu', 'cpu, gpu, tpu'),
