@@ -128,10 +128,13 @@ def _batch_norm_backward(epsilon, residuals, cotangents):
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
     bias_bar = y_bar.sum(axes)
-    centred = wide - along_channels(jnp.where(bias_bar == bias_bar, mean, jnp.nan), wide)
+    # The same mean, but XLA cannot know: it would keep the centred values of the forward pass for this one.
+    mean = jnp.where(bias_bar == bias_bar, mean, jnp.nan)
+    centred = wide - along_channels(mean, wide)
     scale_bar = (y_bar * centred).sum(axes) * inverse
     slope = along_channels(inverse * scale_bar / count, wide)
-    x_bar = along_channels(inverse * scale, wide) * (y_bar - centred * slope - along_channels(bias_bar / count, wide))
+    # In torch's order: of few values, nearly all of y_bar cancels.
+    x_bar = along_channels(inverse * scale, wide) * (y_bar - along_channels(bias_bar / count, wide) - centred * slope)
     return x_bar.astype(x.dtype), scale_bar.astype(scale.dtype), bias_bar.astype(scale.dtype)
 
 
