@@ -463,7 +463,9 @@ def read_golden(path: pathlib.Path) -> Golden:
         )
         floors = {name: entry['max_abs_diff'] for name, entry in facts['noise_floor'].items()}
     except KeyError as error:
-        raise InputError(f'{path}: {error.args[0]} is missing') from None
+        key = error.args[0]
+        file = path if key in ('x', 'y', 'xs', 'ys') else path.with_suffix('.json')
+        raise InputError(f'{file}: {key} is missing') from None
     expected = {key: value for key, value in arrays.items() if key.partition('/')[0] in QUANTITIES}
     return Golden(case, expected, floors)
 

@@ -126,6 +126,8 @@ def read_file(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith('/constants.pkl') for name in archive.namelist()):
                     raise InputError(f'{path} is a TorchScript program; save its state_dict() instead')
+                if damaged := archive.testzip():  # torch.load does not look at checksums
+                    raise InputError(f'{path} is damaged: {damaged} differs from its checksum')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that the source code of inert modules cannot be found
             return torch.load(path, map_location='cpu', pickle_module=Restricted, weights_only=False)
@@ -150,10 +152,15 @@ def _numpy(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
     for key, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(
-                f'{path}: {key!r} is a {type(tensor).__name__}, not a tensor; give a state_dict or a model'
+                f'{path}: {key!r} is a {type(tensor).__name__}, not a tensor; save a state_dict or a model by itself'
             )
         if tensor.dtype not in (torch.float32, torch.int64):
-            raise InputError(f'{path}: {key} is {str(tensor.dtype).removeprefix("torch.")}; only float32 is converted')
+            raise InputError(
+                f'{path}: {key} is {str(tensor.dtype).removeprefix("torch.")}; only float32 is converted '
+                '(model.float() makes it)'
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError(f'{path}: {key} has values that are not finite')
         arrays[str(key)] = tensor.detach().numpy()
     return arrays
 
@@ -244,7 +251,9 @@ def _described(path: Path, tensors: TorchTensors, known: Mapping[str, Any]) -> C
     state = tensors.state_dict
     name = network_name(state)
     if not name:
-        raise InputError(f'{path} is of no network that is known; its first key is {next(iter(state), None)!r}')
+        first = next(iter(state), '')
+        hint = '; save model.module, which DataParallel wraps' if first.startswith('module.') else ''
+        raise InputError(f'{path} is of no network that is known; its first key is {first!r}{hint}')
     try:
         if name in LAYER_PREFIXES:
             fields, image_size, channels = _layers_inferred(name, state)
@@ -419,7 +428,10 @@ def to_workdir(source: Path, workdir: Path, given: GivenConfig) -> str:
     config = merge(checkpoint, given)
     channels = checkpoint.channels or len(config.data.mean)
     shapes = torch_interop.variable_shapes(config.model, checkpoint.num_classes, checkpoint.image_size, channels)
-    variables, num_steps = torch_interop.from_torch(checkpoint.tensors, config.model, shapes)
+    try:
+        variables, num_steps = torch_interop.from_torch(checkpoint.tensors, config.model, shapes)
+    except InputError as error:
+        raise InputError(f'{source}: {error}') from None
     if (workdir / 'checkpoints').exists():
         raise InputError(f'{workdir} holds a run already; name another directory')
     optimizer = create_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
@@ -453,6 +465,9 @@ def from_workdir(workdir: Path, target: Path, which: str, arguments: Sequence[st
 
     if arguments:
         raise InputError(f'unexpected argument {arguments[0]!r}: the config is that of the run')
+    for path in (target, noise_file(target)):
+        if path.exists():
+            raise InputError(f'{path} exists already; name another file')
     try:
         config = ml_collections.ConfigDict(json.loads((workdir / 'config.json').read_text()))
     except (OSError, ValueError) as error:

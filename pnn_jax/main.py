@@ -53,11 +53,14 @@ def parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         fail(f'unknown config field: {_one_line(error)}', 2)
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        fail(f'--config: {_one_line(error)}{_nearest_config()}', 2)
+        path = _config_path().split(':')[0]
+        fail(f'--config={path}: {_one_line(error) if os.path.exists(path) else _no_such_file(path)}', 2)
     if COORDINATOR.value is None and (NUM_PROCESSES.value is not None or PROCESS_ID.value is not None):
         fail('--num_processes and --process_id need --coordinator=HOST:PORT', 2)
     if TIME_BUDGET.value is not None and math.isnan(TIME_BUDGET.value):
         fail('--time_budget=nan: must be a number of seconds, 0 or more', 2)
+    if WORKDIR.value == '':
+        fail('--workdir is empty: must be a folder, or left out for runs/<name of the config>', 2)
     if len(rest) > 1:
         fail(f'unexpected argument {rest[1]!r}: every option is --name=value', 2)
     return rest
@@ -83,12 +86,11 @@ def _config_path() -> str:
     return ''
 
 
-def _nearest_config() -> str:
-    folder, name = os.path.split(_config_path().split(':')[0])
-    if not os.path.isdir(folder or '.') or os.path.exists(os.path.join(folder, name)):
-        return ''
-    near = difflib.get_close_matches(name, [file for file in os.listdir(folder or '.') if file.endswith('.py')], n=1)
-    return f' (did you mean {os.path.join(folder, near[0])}?)' if near else ''
+def _no_such_file(path: str) -> str:
+    folder, name = os.path.split(path)
+    files = os.listdir(folder or '.') if os.path.isdir(folder or '.') else []
+    near = difflib.get_close_matches(name, [file for file in files if file.endswith('.py')], n=1)
+    return 'there is no such file' + (f' (did you mean {os.path.join(folder, near[0])}?)' if near else '')
 
 
 def stop_conditions(time_budget: float | None) -> Callable[[], str]:

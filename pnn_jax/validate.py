@@ -124,7 +124,7 @@ def _check_optimizer(config, problems: _Problems) -> None:
     optimizer, schedule = config.optimizer, config.schedule
     problems.choice('optimizer.name', optimizer.name, OPTIMIZERS)
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
-        problems.append(f'config.optimizer.learning_rate={optimizer.learning_rate}: must be above 0')
+        problems.append(f'config.optimizer.learning_rate={optimizer.learning_rate}: must be finite and above 0')
     for field in ('momentum', 'beta1', 'beta2'):
         problems.between(f'optimizer.{field}', optimizer[field], 0, 1)
     problems.at_least('optimizer.eps', optimizer.eps, 0)
@@ -133,7 +133,7 @@ def _check_optimizer(config, problems: _Problems) -> None:
     if any(type(epoch) is not int or epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
         problems.append(f'config.schedule.milestones={schedule.milestones}: must be rising epochs, 1 or more')
     if not (math.isfinite(schedule.factor) and schedule.factor > 0):
-        problems.append(f'config.schedule.factor={schedule.factor}: must be above 0')
+        problems.append(f'config.schedule.factor={schedule.factor}: must be finite and above 0')
 
 
 def check_fits_data(config, image_shape: tuple[int, ...]) -> None:

@@ -73,6 +73,9 @@ def test_a_state_dict_is_evaluated_alike_and_comes_back_bit_for_bit(tmp_path, ca
         assert returned[key].dtype == value.dtype and torch.equal(returned[key], value), key
     assert convert.main([str(source), str(workdir), *DIGITS]) == 2
     assert 'holds a run already' in capsys.readouterr().err
+    before = source.read_bytes()
+    assert convert.main([str(workdir), str(source)]) == 2
+    assert 'exists already' in capsys.readouterr().err and source.read_bytes() == before
 
 
 # What the audit's modules are called, by ours; their attributes follow mk models.py:19-31.
@@ -261,6 +264,9 @@ def edited(state_dict, **changes):
         (lambda sd: edited(sd, extra=torch.zeros(9)), 'extra is not part of'),
         (lambda sd: edited({k: v for k, v in sd.items() if k != 'linear1.weight'}), 'linear1.weight is missing'),
         (lambda sd: edited(sd, epoch=3), "'epoch' is a int, not a tensor"),
+        (lambda sd: edited(sd, linear2__bias=sd['linear2.bias'] / 0), 'linear2.bias has values that are not finite'),
+        (lambda sd: {'state_dict': sd}, "'state_dict' is a OrderedDict, not a tensor; save a state_dict"),
+        (lambda sd: {f'module.{key}': value for key, value in sd.items()}, 'which DataParallel wraps'),
         (lambda sd: {'conv9.weight': torch.zeros(3)}, 'no network that is known'),
         (lambda sd: [1, 2], 'holds a list'),
         (lambda sd: {}, 'not a state_dict'),
@@ -273,7 +279,13 @@ def test_contents_that_are_no_network_are_one_line(tmp_path, capsys, make, messa
 
 def test_files_that_are_no_checkpoint_are_one_line(tmp_path, capsys):
     path = saved(tmp_path / 'a.pth', digits_network()[1].state_dict())
-    path.write_bytes(path.read_bytes()[:5000])
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        weights = max(archive.infolist(), key=lambda entry: entry.file_size)
+    at = weights.header_offset + 1000
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert f'{weights.filename} differs from its checksum' in refused(path, tmp_path, capsys, DIGITS)
+    path.write_bytes(whole[:5000])
     assert 'damaged or no PyTorch file' in refused(path, tmp_path, capsys, DIGITS)
     path.write_bytes(b'')
     assert 'damaged or no PyTorch file' in refused(path, tmp_path, capsys, DIGITS)

@@ -41,6 +41,8 @@ def run(*arguments, **environment):
         (['--config=configs/quickstart.py', '--time_budget=-1'], '--time_budget=-1'),
         (['--config=configs/quickstart.py', '--time_budget=nan'], '--time_budget=nan: must be a number of seconds'),
         (['--config=configs/quickstart.py', '--coordinator=127.0.0.1:1'], '--coordinator=127.0.0.1:1'),
+        (['--config=configs/quickstart.py', '--workdir='], '--workdir is empty'),
+        (['--config=nothing.py'], '--config=nothing.py: there is no such file'),
         (['--config=configs/quickstart.py', 'extra'], "unexpected argument 'extra'"),
         (['--config=configs/quickstart.py', '--config.model.activation=rellu'], "did you mean 'relu'?"),
         (['--config=configs/quickstart.py', '--config.platform=tpu'], "jax found only 'cpu'"),
@@ -53,7 +55,7 @@ def run(*arguments, **environment):
 )
 def test_wrong_usage_is_one_clear_line_and_writes_nothing(tmp_path, arguments, expected):
     workdir = tmp_path / 'run'
-    done = run(*arguments, f'--workdir={workdir}')
+    done = run(f'--workdir={workdir}', *arguments)
     assert done.returncode == 2
     message = [line for line in done.stderr.splitlines() if line]
     assert expected in done.stderr
