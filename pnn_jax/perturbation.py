@@ -274,9 +274,11 @@ def _combine_backward(noise_level, activation, residuals, y_bar):
     y_bar = _images_last(y_bar.astype(wide))
     pixels, *per_pixel = y_bar.shape
     slope_shape = _pixels_per_pass(pixels), *per_pixel
+    # Zero, but XLA cannot know; it would fill the sums of all layers when the program begins, and keep them.
+    zero = jnp.where(y_bar[0, 0, 0, 0] == y_bar[0, 0, 0, 0], 0, jnp.nan).astype(wide)
     start = (
-        jnp.zeros((*weights.shape, per_pixel[-1]), wide),
-        jax.tree.map(lambda _: jnp.zeros(slope_shape, wide), slope),
+        jnp.broadcast_to(zero, (*weights.shape, per_pixel[-1])),
+        jax.tree.map(lambda _: jnp.broadcast_to(zero, slope_shape), slope),
     )
     (weights_bar, slope_bar), x_bar, noise_masks_bar = _replace_pixels(step, start, y_bar, arrays)
     x_bar = _images_first(x_bar.sum(-2), x.shape)
