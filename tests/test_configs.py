@@ -33,6 +33,15 @@ def kernels(params):
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if path[-1].key == 'kernel'}
 
 
+@pytest.fixture
+def quick_compilation():
+    """Each program here runs once on four images, and takes longer to optimize than to run."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize('name', NAMES)
 def test_config_trains_a_step_and_evaluates(name):
     config = small(name)
