@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.redraw_masks = False  # new masks at every training step, like dropout; evaluation uses the stored ones
     model.mix_channels = False  # a second 1x1 convolution in every perturbation layer
     model.noise_level = 0.5
-    model.noise_type = 'uniform'  # a name in pnn_jax/noise.py
+    model.noise_type = 'uniform'  # a name in pnn_jax/nn/noise.py
     model.stem_noise_scale = 1.0  # factor of noise_level in the first layer
     model.activate_after_noise = False  # right after the noise of the first layer; later layers always do
     model.activation = 'relu'  # relu, lrelu, prelu, rrelu, elu, selu, tanh, sigmoid

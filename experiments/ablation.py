@@ -33,7 +33,7 @@ from experiments.grid import PRESETS, Preset, Run, build_config, data_config, pr
 from experiments.records import make_record, read_record, record_path
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.main import CPU_XLA_FLAGS, STOPPED_EARLY, quieten_logs, stop_conditions
-from pnn_jax.memory import restart_with_huge_pages
+from pnn_jax.runtime import restart_with_huge_pages
 
 
 class Grid:

@@ -36,7 +36,7 @@ import numpy as np
 from experiments.command import exit_code, replace_section
 from pnn_jax.errors import InputError, RunError
 from pnn_jax.main import CPU_XLA_FLAGS
-from pnn_jax.memory import HUGE_PAGES
+from pnn_jax.runtime import HUGE_PAGES
 
 # jax and torch are imported in the processes that need them, because importing them costs memory that is measured.
 
@@ -420,7 +420,7 @@ def benchmark_roofline(options, report: Callable[[dict], None]) -> None:
     import jax
     import jax.numpy as jnp
 
-    from pnn_jax.perturbation import perturb_combine
+    from pnn_jax.ops.perturbation import perturb_combine
 
     def forward(x, masks, weights, y_bar):
         return perturb_combine(x, masks, weights, noise_level=0.5, activation='relu')

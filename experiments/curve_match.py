@@ -26,7 +26,7 @@ from experiments.torch_twin import build_twin
 from experiments.verify_torch import TORCH_OPTIMIZERS
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.batches import epoch_order
-from pnn_jax.torch_interop import to_torch
+from pnn_jax.pytorch.variables import to_torch
 from pnn_jax.train import Trainer, make_update
 
 matplotlib.use('Agg')

@@ -59,9 +59,9 @@ class Phase(NamedTuple):
 PHASES = {
     'start-up': Phase('', 1, 4.0),
     'steps': Phase('pnn_jax.train:_train_epoch', 3, 0.5),
-    'checkpoint': Phase('pnn_jax.checkpoints:Checkpointer._write_step', 15, 0.05),
+    'checkpoint': Phase('pnn_jax.run.checkpoints:Checkpointer._write_step', 15, 0.05),
     'evaluation': Phase('pnn_jax.train:Trainer.evaluate', 3, 0.1),
-    'recording': Phase('pnn_jax.workdir:Workdir.append_epoch', 3, 0.005),
+    'recording': Phase('pnn_jax.run.workdir:Workdir.append_epoch', 3, 0.005),
 }
 
 
@@ -155,7 +155,7 @@ def finish(workdir: Path, cache: Path) -> str:
 
 def digests(workdir: Path) -> dict[str, str]:
     """What a finished run left -> sha256."""
-    from pnn_jax.checkpoints import Checkpointer
+    from pnn_jax.run.checkpoints import Checkpointer
 
     with Checkpointer(workdir / 'checkpoints', read_only=True) as checkpointer:
         masks, *steps = checkpointer.inspect()

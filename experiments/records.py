@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pnn_jax.errors import InputError, RunError
-from pnn_jax.workdir import FREE_FIELDS, FREE_SECTIONS, flat_fields
+from pnn_jax.run.workdir import FREE_FIELDS, FREE_SECTIONS, flat_fields
 
 
 class Record(NamedTuple):

@@ -36,12 +36,12 @@ from rich.table import Table
 
 from configs import default
 from experiments.command import exit_code
-from pnn_jax import torch_interop
 from pnn_jax.convert import read_config
 from pnn_jax.errors import InputError
 from pnn_jax.models import create_model
 from pnn_jax.optim import create_optimizer
-from pnn_jax.torch_interop import Arrays, TorchTensors
+from pnn_jax.pytorch import variables as torch_variables
+from pnn_jax.pytorch.variables import Arrays, TorchTensors
 
 TOLERANCE = 1e-6  # in double precision, relative to max(1, |value|)
 NULL_GRADIENT = 1e-12  # a smaller gradient in double precision may be rounding
@@ -116,9 +116,9 @@ def jax_quantities(case: Case, dtype, reference: Mapping) -> Arrays:
         reference: PyTorch's quantities.
     """
     num_classes = _num_classes(case)
-    shapes = torch_interop.variable_shapes(case.model, num_classes, case.x.shape[-1], case.x.shape[1])
+    shapes = torch_variables.variable_shapes(case.model, num_classes, case.x.shape[-1], case.x.shape[1])
     tensors = TorchTensors(*(_floats(group, dtype) for group in (case.tensors.state_dict, case.tensors.noise_masks)))
-    variables, steps_before = torch_interop.from_torch(tensors, case.model, shapes)
+    variables, steps_before = torch_variables.from_torch(tensors, case.model, shapes)
     fixed = jax.tree.map(jnp.asarray, variables)
     trained = {name: fixed.pop(name) for name in ('params', 'batch_stats')}
     predict, learn = _network(case.model.to_json(), num_classes)
@@ -126,7 +126,7 @@ def jax_quantities(case: Case, dtype, reference: Mapping) -> Arrays:
 
     def named(parts, num_steps=None):
         total = None if num_steps is None or steps_before is None else steps_before + num_steps
-        return torch_interop.to_torch(parts, case.model, num_steps=total, aliases=False).state_dict
+        return torch_variables.to_torch(parts, case.model, num_steps=total, aliases=False).state_dict
 
     x, y = images(case.x), jnp.asarray(case.y, jnp.int32)
     result = {'eval_logits': predict(trained, fixed, x)}
@@ -206,7 +206,7 @@ def _optimizer(settings: str) -> tuple[optax.GradientTransformation, Callable]:
 
 def _fill_masked(parts, values: Mapping[str, np.ma.MaskedArray], reference: Mapping, case: Case, shapes) -> dict:
     """The variables `parts`, whose tensors are `values`, with the reference's in the place of what is masked."""
-    complete = torch_interop.to_torch(parts, case.model)
+    complete = torch_variables.to_torch(parts, case.model)
     owners = {id(tensor): key for key, tensor in reversed(complete.state_dict.items())}
     filled = {}
     for key, tensor in complete.state_dict.items():
@@ -215,7 +215,9 @@ def _fill_masked(parts, values: Mapping[str, np.ma.MaskedArray], reference: Mapp
         filled[key] = filled[key].astype(tensor.dtype)
     noise_masks = complete.noise_masks
     wanted = {name: shapes[name] for name in parts}
-    return jax.tree.map(jnp.asarray, torch_interop.from_torch(TorchTensors(filled, noise_masks), case.model, wanted)[0])
+    return jax.tree.map(
+        jnp.asarray, torch_variables.from_torch(TorchTensors(filled, noise_masks), case.model, wanted)[0]
+    )
 
 
 def _floats(arrays: Arrays, dtype) -> Arrays:
@@ -445,7 +447,7 @@ def read_golden(path: pathlib.Path) -> Golden:
             raise InputError(f'{path.with_suffix(".json")}: ref={facts["ref"]!r}; known are {AUDIT} and {ANSWER}')
         quantities = frozenset(facts.get('thinned', QUANTITIES))
         model = default.get_config().model
-        model.update(torch_interop.model_fields(facts['net_type'], facts['args'], authors_answer=origin == ANSWER))
+        model.update(torch_variables.model_fields(facts['net_type'], facts['args'], authors_answer=origin == ANSWER))
         case = Case(
             name=facts['name'],
             model=model,
@@ -570,7 +572,7 @@ def build_from_repository(models, origin: str, model_config, num_classes: int, i
     theirs = {'answer_resnet18': 'perturb_resnet18'}.get(name, name.replace('noise_resnet', 'noiseresnet'))
     if not hasattr(models, theirs):
         raise InputError(f'model.name={name!r} is not in {origin}')
-    arguments = torch_interop.constructor_arguments(model_config, num_classes, image_size)
+    arguments = torch_variables.constructor_arguments(model_config, num_classes, image_size)
     if name == 'noise_resnet18':
         arguments['first_filter_size'] = model_config.stem_kernel_size
     return getattr(models, theirs)(**arguments)
@@ -655,7 +657,7 @@ def random_config(rng: np.random.Generator) -> tuple[ml_collections.ConfigDict, 
     channels = pick(1, 3)
     config.optimizer.learning_rate = 1e-3
     config.model.update(
-        name=pick(*(name for name in torch_interop.TABLES if not name.endswith(('101', '152')))),
+        name=pick(*(name for name in torch_variables.TABLES if not name.endswith(('101', '152')))),
         num_filters=int(channels * pick(1, 2)) if channels == 3 else pick(2, 3),
         layer=pick('perturbation', 'perturbation', 'conv'),
         kernel_size=pick(1, 3),

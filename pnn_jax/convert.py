@@ -29,10 +29,10 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from pnn_jax import torch_interop
 from pnn_jax.errors import InputError, RunError
 from pnn_jax.models import MODELS
-from pnn_jax.torch_interop import TorchTensors
+from pnn_jax.pytorch import variables as torch_variables
+from pnn_jax.pytorch.variables import TorchTensors
 
 DEFAULT_CONFIG = 'configs/default.py'
 
@@ -418,18 +418,18 @@ def to_workdir(source: Path, workdir: Path, given: GivenConfig) -> str:
     """Writes a checkpoint of `source` that --mode=eval evaluates. Returns the command for it."""
     import jax
 
-    from pnn_jax.checkpoints import Checkpointer, tree_digest
     from pnn_jax.optim import create_optimizer
+    from pnn_jax.run.checkpoints import Checkpointer, tree_digest
+    from pnn_jax.run.workdir import Workdir, flat_fields
     from pnn_jax.train import saved_part
     from pnn_jax.train_state import from_variables
-    from pnn_jax.workdir import Workdir, flat_fields
 
     checkpoint = read_checkpoint(source)
     config = merge(checkpoint, given)
     channels = checkpoint.channels or len(config.data.mean)
-    shapes = torch_interop.variable_shapes(config.model, checkpoint.num_classes, checkpoint.image_size, channels)
+    shapes = torch_variables.variable_shapes(config.model, checkpoint.num_classes, checkpoint.image_size, channels)
     try:
-        variables, num_steps = torch_interop.from_torch(checkpoint.tensors, config.model, shapes)
+        variables, num_steps = torch_variables.from_torch(checkpoint.tensors, config.model, shapes)
     except InputError as error:
         raise InputError(f'{source}: {error}') from None
     if (workdir / 'checkpoints').exists():
@@ -460,7 +460,7 @@ def from_workdir(workdir: Path, target: Path, which: str, arguments: Sequence[st
 
     import torch
 
-    from pnn_jax.checkpoints import Checkpointer
+    from pnn_jax.run.checkpoints import Checkpointer
     from pnn_jax.train import Trainer, load_data, restore
 
     if arguments:
@@ -477,7 +477,7 @@ def from_workdir(workdir: Path, target: Path, which: str, arguments: Sequence[st
         state, restored = restore(checkpointer, trainer.fresh_state(config.seed, config.mask_seed), which)
     if restored is None:
         raise InputError(f'{workdir} has no checkpoint')
-    tensors = torch_interop.to_torch(state.variables, config.model, num_steps=int(state.step))
+    tensors = torch_variables.to_torch(state.variables, config.model, num_steps=int(state.step))
     written = {target: tensors.state_dict, noise_file(target): tensors.noise_masks}
     for path, arrays in written.items():
         if arrays:

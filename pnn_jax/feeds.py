@@ -15,7 +15,7 @@ from pnn_jax.data.batches import epoch_order, steps_per_epoch
 from pnn_jax.data.streaming import Stream, stream_eval_batches, stream_train_batches
 from pnn_jax.evaluate import HostBatch, padded_batches
 from pnn_jax.hosts import replicate
-from pnn_jax.memory import release_unused
+from pnn_jax.runtime import release_unused
 from pnn_jax.train_state import TrainState
 
 BATCH_AXIS = 'batch'

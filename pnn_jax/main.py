@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from pnn_jax.memory import restart_with_huge_pages
+from pnn_jax.runtime import restart_with_huge_pages
 
 # Measured on AVX-512 machines: halves the time of the gradients of einsums, leaves the rest alone.
 CPU_XLA_FLAGS = '--xla_cpu_prefer_vector_width=512'
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> None:
 
     from pnn_jax import hosts
     from pnn_jax.errors import InputError, RunError, StoppedEarly
-    from pnn_jax.runlog import describe, describe_classes
+    from pnn_jax.run.log import describe, describe_classes
     from pnn_jax.train import evaluate_checkpoint, train_and_evaluate
     from pnn_jax.validate import ineffective_overrides, validate_config
 

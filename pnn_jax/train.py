@@ -14,8 +14,6 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pnn_jax import runlog
-from pnn_jax.checkpoints import Checkpointer, Restored, tree_digest
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.augment import preprocess
 from pnn_jax.data.batches import steps_per_epoch
@@ -24,13 +22,15 @@ from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.feeds import BATCH_AXIS, DeviceFeed, StreamFeed, Update
 from pnn_jax.hosts import from_process_0, replicate
-from pnn_jax.memory import release_unused
 from pnn_jax.metrics import judge
 from pnn_jax.models.registry import count_variables, create_model
 from pnn_jax.optim import create_optimizer, learning_rate_at, learning_rate_schedule
+from pnn_jax.run import log as runlog
+from pnn_jax.run.checkpoints import Checkpointer, Restored, tree_digest
+from pnn_jax.run.workdir import Workdir, check_same_network
+from pnn_jax.runtime import release_unused
 from pnn_jax.train_state import TrainState, create_train_state
 from pnn_jax.validate import check_fits_data, check_platform, validate_config
-from pnn_jax.workdir import Workdir, check_same_network
 
 
 def make_update(model: nn.Module, optimizer: optax.GradientTransformation, data_config, dtype: jnp.dtype) -> Update:

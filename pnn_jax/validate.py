@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 import jax
 
-from pnn_jax.activations import ACTIVATIONS
 from pnn_jax.data import SOURCES
 from pnn_jax.data.augment import AUGMENTATIONS
 from pnn_jax.data.streaming import STREAMS
 from pnn_jax.errors import InputError
-from pnn_jax.layers import CONV_PADDING, POOLINGS
 from pnn_jax.models.registry import LAYERS, MODELS, PERTURBING_LAYERS
-from pnn_jax.noise import NOISE_DISTRIBUTIONS
+from pnn_jax.nn.activations import ACTIVATIONS
+from pnn_jax.nn.layers import CONV_PADDING, POOLINGS
+from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS
 from pnn_jax.optim import OPTIMIZERS
 
 DTYPES = ('float32', 'bfloat16')

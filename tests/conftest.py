@@ -1,12 +1,26 @@
 """Four fake CPU devices and strict rank promotion for every test; what compiles twice is compiled once."""
 
+import hashlib
 import os
-import tempfile
+import pathlib
+from importlib import metadata
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# A cache of compiled programs that lives as long as the session, for the tests' own subprocesses too.
-_CACHE = tempfile.TemporaryDirectory(prefix='pnn_jax_tests_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+
+
+def _compilation_cache() -> str:
+    """A folder of compiled programs that outlives the session. Programs are of one jax and one kind of processor."""
+    processor = pathlib.Path('/proc/cpuinfo')
+    lines = processor.read_text().splitlines() if processor.exists() else []
+    kind = '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags'))}))
+    key = f'{metadata.version("jaxlib")}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}'
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    return os.path.join(home, 'pnn_jax_tests', key)
+
+
+# Environment variables, so that the processes that tests start share the cache.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _compilation_cache()
+os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(2 * 2**30)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 

@@ -13,8 +13,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pnn_jax.checkpoints import Checkpointer, tree_digest
 from pnn_jax.errors import InputError, RunError
+from pnn_jax.run.checkpoints import Checkpointer, tree_digest
 
 
 class State(flax.struct.PyTreeNode):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from pnn_jax.checkpoints import Checkpointer, tree_digest
 from pnn_jax.errors import RunError
+from pnn_jax.run.checkpoints import Checkpointer, tree_digest
 
 # Orbax leaves coroutines behind where it fails to read.
 pytestmark = [

@@ -10,8 +10,8 @@ from scipy import stats
 
 from configs import default
 from experiments import torch_twin, verify_torch
-from pnn_jax import torch_interop
 from pnn_jax.models import create_model
+from pnn_jax.pytorch import variables as torch_variables
 from pnn_jax.train_state import init_variables
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def pooled(model, image_shape):
     for seed in range(NUM_NETWORKS):
         torch.manual_seed(seed)
         twin = verify_torch.tensors_of(torch_twin.build_twin(model, 10, height, channels))
-        mine = torch_interop.to_torch(init(jax.random.key(seed)), model)
+        mine = torch_variables.to_torch(init(jax.random.key(seed)), model)
         for group, tensors in ((ours, mine), (theirs, twin)):
             for name, value in (tensors.state_dict | tensors.noise_masks).items():
                 group.setdefault(name, []).append(value.ravel())

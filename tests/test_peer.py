@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from configs import default
 from experiments import torch_twin, verify_torch
-from pnn_jax.activations import RRELU_BOUNDS
 from pnn_jax.errors import InputError
-from pnn_jax.layers import Activation
 from pnn_jax.models import create_model
-from pnn_jax.perturbation import perturb_combine
+from pnn_jax.nn.activations import RRELU_BOUNDS
+from pnn_jax.nn.layers import Activation
+from pnn_jax.ops.perturbation import perturb_combine
 
 torch.set_num_threads(1)
 

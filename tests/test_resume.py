@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 
 from experiments.kill_test import Kill, command, digests, finish, launch
-from pnn_jax.workdir import Workdir
+from pnn_jax.run.workdir import Workdir
 
 
 @pytest.fixture(scope='module')

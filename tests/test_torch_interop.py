@@ -10,18 +10,18 @@ from test_torch_twin import FILES, build
 
 from configs import default
 from experiments import torch_twin, verify_torch
-from pnn_jax import torch_interop
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS
-from pnn_jax.torch_interop import TorchTensors
+from pnn_jax.pytorch import variables as torch_variables
+from pnn_jax.pytorch.variables import TorchTensors
 
 torch.set_num_threads(1)
 DATA = pathlib.Path(__file__).parent / 'data'
 
 
 def variables_of(case, tensors=None):
-    shapes = torch_interop.variable_shapes(case.model, 10, case.x.shape[-1], case.x.shape[1])
-    return torch_interop.from_torch(tensors or case.tensors, case.model, shapes)
+    shapes = torch_variables.variable_shapes(case.model, 10, case.x.shape[-1], case.x.shape[1])
+    return torch_variables.from_torch(tensors or case.tensors, case.model, shapes)
 
 
 def golden(name):
@@ -39,7 +39,7 @@ def assert_identical(ours, theirs):
 def test_round_trip_is_exact_and_what_is_exported_gives_the_golden_logits(path):
     case = (read := verify_torch.read_golden(path)).case
     variables, num_steps = variables_of(case)
-    exported = torch_interop.to_torch(variables, case.model, num_steps=num_steps)
+    exported = torch_variables.to_torch(variables, case.model, num_steps=num_steps)
     assert_identical(exported.state_dict, case.tensors.state_dict)
     assert_identical(exported.noise_masks, case.tensors.noise_masks)
     network = build(dataclasses.replace(read, case=dataclasses.replace(case, tensors=exported)))
@@ -56,8 +56,8 @@ def test_every_network_and_the_state_dict_of_its_twin_hold_the_same_tensors(name
     model.stem_kernel_size = stem_kernel_size
     network = torch_twin.build_twin(model, 10, 32, 3)
     tensors = verify_torch.tensors_of(network)
-    variables, num_steps = torch_interop.from_torch(tensors, model, torch_interop.variable_shapes(model, 10, 32, 3))
-    exported = torch_interop.to_torch(variables, model, num_steps=num_steps)
+    variables, num_steps = torch_variables.from_torch(tensors, model, torch_variables.variable_shapes(model, 10, 32, 3))
+    exported = torch_variables.to_torch(variables, model, num_steps=num_steps)
     assert_identical(exported.state_dict, tensors.state_dict)
     assert_identical(exported.noise_masks, tensors.noise_masks)
 
@@ -69,8 +69,8 @@ def test_grouped_kernels_keep_outputs_of_a_channel_together():
     network = torch_twin.build_twin(model, 10, 28, 3)
     weight = network.first_layers[0].layers[0].weight
     assert weight.shape == (6, 4, 1, 1)
-    shapes = torch_interop.variable_shapes(model, 10, 28, 3)
-    variables, _ = torch_interop.from_torch(verify_torch.tensors_of(network), model, shapes)
+    shapes = torch_variables.variable_shapes(model, 10, 28, 3)
+    variables, _ = torch_variables.from_torch(verify_torch.tensors_of(network), model, shapes)
     kernel = variables['params']['layer1']['kernel']
     assert kernel.shape == (3, 4, 2)
     assert kernel[2, 1, 0] == weight[4, 1, 0, 0] and kernel[0, 3, 1] == weight[1, 3, 0, 0]
@@ -106,11 +106,11 @@ def test_steps_are_counted_where_torch_counts_them():
     trained = edited(case, lambda t: t.update(dict.fromkeys(counters, np.asarray(41, np.int64))))
     variables, num_steps = variables_of(case, trained)
     assert num_steps == 41
-    assert_identical(torch_interop.to_torch(variables, case.model, num_steps=41).state_dict, trained.state_dict)
+    assert_identical(torch_variables.to_torch(variables, case.model, num_steps=41).state_dict, trained.state_dict)
     old = edited(case, lambda t: [t.pop(key) for key in counters])  # before PyTorch 0.4.1
     variables, num_steps = variables_of(case, old)
     assert num_steps is None
-    assert_identical(torch_interop.to_torch(variables, case.model).state_dict, old.state_dict)
+    assert_identical(torch_variables.to_torch(variables, case.model).state_dict, old.state_dict)
 
 
 def test_lost_noise_is_refused_and_so_is_noise_of_another_level():
@@ -126,7 +126,7 @@ def test_lost_noise_is_refused_and_so_is_noise_of_another_level():
 def test_every_mask_comes_back_from_its_product_with_the_level(level):
     masks = np.random.default_rng(0).uniform(-1, 1, 20_000).astype(np.float32)
     scaled = masks * np.float32(level)
-    np.testing.assert_array_equal(torch_interop._undo_level('mask', scaled, level) * np.float32(level), scaled)
+    np.testing.assert_array_equal(torch_variables._undo_level('mask', scaled, level) * np.float32(level), scaled)
 
 
 @pytest.mark.parametrize('change', [{'redraw_masks': True}, {'layer': 'random_filters'}])
@@ -134,16 +134,16 @@ def test_what_torch_does_not_have_is_not_exported(change):
     model = default.get_config().model
     model.update(**change)
     with pytest.raises(InputError, match=f'model.{next(iter(change))}=.* has no PyTorch counterpart'):
-        torch_interop.to_torch({'params': {}}, model)
+        torch_variables.to_torch({'params': {}}, model)
 
 
 @pytest.mark.parametrize('path', sorted(DATA.glob('*.npz')), ids=lambda path: path.stem)
 def test_constructor_arguments_are_the_inverse_of_model_fields(path):
     model = verify_torch.read_golden(path).case.model
-    arguments = torch_interop.constructor_arguments(model, 10, 32)
+    arguments = torch_variables.constructor_arguments(model, 10, 32)
     answer = model.name == 'answer_resnet18' or model.freeze_stem
     name = {'answer_resnet18': 'perturb_resnet18'}.get(model.name, model.name.replace('noise_resnet', 'noiseresnet'))
-    fields = torch_interop.model_fields(
+    fields = torch_variables.model_fields(
         name,
         arguments | {'first_filter_size': model.stem_kernel_size} if 'noise_resnet' in model.name else arguments,
         authors_answer=answer,

@@ -11,11 +11,11 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from configs import quickstart
-from pnn_jax.checkpoints import tree_digest
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.batches import epoch_order
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.feeds import BATCH_AXIS, make_train_step
+from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.train import Trainer, evaluate_checkpoint, make_update, train_and_evaluate
 
 

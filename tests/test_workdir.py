@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pnn_jax.errors import InputError, RunError
-from pnn_jax.workdir import Workdir
+from pnn_jax.run.workdir import Workdir
 
 LABELS = np.arange(5)
 
@@ -233,7 +233,7 @@ def test_the_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path):
         with pytest.raises(InputError, match=rf'in use by another process \(process {os.getpid()} on '):
             Workdir.open(tmp_path, make_config())
     holder = (
-        'import sys, time; from pnn_jax.workdir import _lock; from pathlib import Path\n'
+        'import sys, time; from pnn_jax.run.workdir import _lock; from pathlib import Path\n'
         '_lock(Path(sys.argv[1])); print("locked", flush=True); time.sleep(60)'
     )
     process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)

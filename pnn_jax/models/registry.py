@@ -11,7 +11,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from pnn_jax.layers import ConvLayer, NormalizedPerturbationLayer, PerturbationLayer, RandomFilterLayer
 from pnn_jax.models.resnet import (
     AnswerStem,
     BasicBlock,
@@ -25,7 +24,8 @@ from pnn_jax.models.resnet import (
     ResNet,
 )
 from pnn_jax.models.small import SmallNet
-from pnn_jax.noise import NOISE_DISTRIBUTIONS
+from pnn_jax.nn.layers import ConvLayer, NormalizedPerturbationLayer, PerturbationLayer, RandomFilterLayer
+from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS
 
 PERTURBING_LAYERS: Mapping[str, type[PerturbationLayer]] = {
     'perturbation': PerturbationLayer,

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from pnn_jax.errors import InputError
-from pnn_jax.layers import Activation, Conv, Linear, TorchBatchNorm, pool
+from pnn_jax.nn.layers import Activation, Conv, Linear, TorchBatchNorm, pool
 
 ModuleDef = Callable[..., nn.Module]
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 
 from pnn_jax.errors import InputError
-from pnn_jax.layers import Activation, Linear, TorchBatchNorm, pool
 from pnn_jax.models.resnet import ModuleDef
+from pnn_jax.nn.layers import Activation, Linear, TorchBatchNorm, pool
 
 
 class SmallNet(nn.Module):

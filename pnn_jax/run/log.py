@@ -15,7 +15,7 @@ import rich.progress
 from pnn_jax.accounting import wilson_interval
 from pnn_jax.errors import RunError
 from pnn_jax.evaluate import Evaluation, per_class_table
-from pnn_jax.workdir import Workdir
+from pnn_jax.run.workdir import Workdir
 
 _PACKAGES = ('pnn-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -189,7 +189,7 @@ class RunLog:
             'command': ' '.join(sys.argv),
         }
         if self.primary:
-            from pnn_jax.curves import plot_curves  # here, because matplotlib takes long to import
+            from pnn_jax.run.curves import plot_curves  # here, because matplotlib takes long to import
 
             plot_curves(history, os.path.join(self.workdir.path, 'curves.png'), title=self.config.model.name)
             self.workdir.write_result(result)

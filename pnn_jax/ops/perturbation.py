@@ -19,7 +19,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pnn_jax.activations import ACTIVATIONS, RRELU_BOUNDS
+from pnn_jax.nn.activations import ACTIVATIONS, RRELU_BOUNDS
 
 # Each loop below handles a group per iteration, as one fused expression without a loop inside. Larger groups keep more
 # in registers (those of pixels: the gradient of the weights; those of masks: the sum over masks), at the price of

@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pnn_jax import perturbation
-from pnn_jax.activations import ACTIVATIONS, LRELU_SLOPE, PRELU_INITIAL_SLOPE, RRELU_BOUNDS, RRELU_EVAL_SLOPE
 from pnn_jax.errors import InputError
-from pnn_jax.noise import NOISE_DISTRIBUTIONS
+from pnn_jax.nn.activations import ACTIVATIONS, LRELU_SLOPE, PRELU_INITIAL_SLOPE, RRELU_BOUNDS, RRELU_EVAL_SLOPE
+from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS
+from pnn_jax.ops import perturbation
 
 POOLINGS = ('max', 'avg')
 
