@@ -1,6 +1,7 @@
-"""The two errors that a user sees as one line.
+"""The errors that a user sees as one line, and how the messages of libraries become one.
 
-`main` prints `error: <message>` for either, without a traceback; anything else is a defect of this project.
+`main` prints `error: <message>` for `InputError` and `RunError`, without a traceback. Any other exception is a defect of
+this project.
 """
 
 
@@ -9,8 +10,25 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run failed although its input was valid (loss not finite, damaged checkpoints, disk full). Exit code 1."""
+    """A run failed although its input was valid (loss not finite, damaged checkpoint, full disk). Exit code 1."""
 
 
 class StoppedEarly(Exception):
-    """A run saved its state and stopped on request (signal or time budget); the same command goes on. Exit code 75."""
+    """A run saved its state and stopped on request (signal or time budget). The same command resumes it. Exit code 75."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of an exception as one line of at most `limit` characters; its type where it has no message.
+
+    Of a longer message the beginning and the end are kept: libraries put what failed first and the cause last.
+    """
+    message = ' '.join(str(error).split()) or type(error).__name__
+    if len(message) <= limit:
+        return message
+    head = limit // 3
+    return f'{message[:head]} ... {message[-(limit - head - 5) :]}'
+
+
+def os_reason(error: OSError) -> str:
+    """Why a file operation failed, as the system says it: 'No space left on device'."""
+    return error.strerror or one_line(error)
