@@ -1,7 +1,7 @@
 """The errors that a user sees as one line, and how the messages of libraries become one.
 
-`main` prints `error: <message>` for `InputError` and `RunError`, without a traceback. Any other exception is a defect of
-this project.
+`main` prints `error: <message>` for `InputError` and `RunError`, without a traceback. Any other exception is a defect
+of this project.
 """
 
 
@@ -14,7 +14,7 @@ class RunError(RuntimeError):
 
 
 class StoppedEarly(Exception):
-    """A run saved its state and stopped on request (signal or time budget). The same command resumes it. Exit code 75."""
+    """A run saved its state and stopped on request (signal or time budget); the same command resumes it. Exit code 75."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
