@@ -14,7 +14,7 @@ class RunError(RuntimeError):
 
 
 class StoppedEarly(Exception):
-    """A run saved its state and stopped on request (signal or time budget); the same command resumes it. Exit code 75."""
+    """A run saved its state and stopped (signal or time budget); the same command resumes it. Exit code 75."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
