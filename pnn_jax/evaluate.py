@@ -6,13 +6,14 @@ never looked at. The number of examples judged must equal the number of examples
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
+from pnn_jax.data.batches import HostBatch, padded_batches
+from pnn_jax.errors import InputError
 from pnn_jax.metrics import judge
-
-HostBatch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +49,19 @@ class Evaluation:
 
 
 def per_class_table(correct: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """class name -> {correct, count}, from outcomes [n] and labels [n]."""
+    """class name -> {correct, count}, from outcomes bool [n] and labels int [n].
+
+    Raises:
+        ValueError: two classes have the same name; the counts of one would hide those of the other.
+    """
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f'class names must differ: {class_names}')
     counts = np.bincount(labels, minlength=len(class_names))
     hits = np.bincount(labels[correct], minlength=len(class_names))
     return {
         name: {'correct': int(hit), 'count': int(count)}
         for name, hit, count in zip(class_names, hits, counts, strict=True)
     }
-
-
-def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[HostBatch]:
-    """Splits n examples into this host's part of equal batches.
-
-    Yields image [devices, b, ...], label, index (position in the set) and batch_mask, each [devices, b], for the local
-    devices; b is batch_size over all devices, rounded up. The same number of batches on every host.
-    """
-    devices, hosts, host = jax.local_device_count(), jax.process_count(), jax.process_index()
-    count = len(images)
-    per_device = -(-min(batch_size, count) // (devices * hosts))
-    host_size = per_device * devices
-    for start in range(host * host_size, count + host * host_size, host_size * hosts):
-        index = np.arange(start, start + host_size)
-        valid = index < count
-        index = np.where(valid, index, 0)
-        batch = {
-            'image': images[index],
-            'label': labels[index],
-            'index': index.astype(np.int32),
-            'batch_mask': valid,
-        }
-        yield {name: value.reshape((devices, per_device) + value.shape[1:]) for name, value in batch.items()}
 
 
 def _fetched(results: Iterable) -> Iterator:
@@ -136,3 +120,39 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
         return Evaluation(correct, top5, labels, loss / finite if finite else float('nan'), nonfinite)
 
     return evaluate
+
+
+def evaluate(
+    predict: Callable, variables: Any, images: np.ndarray, labels: np.ndarray, *, batch_size: int = 500
+) -> Evaluation:
+    """Counts exactly how many of n examples a network classifies correctly, whatever n and the number of devices.
+
+    To evaluate several times, keep what `make_evaluate` returns: every call of this function compiles.
+
+    >>> import jax.numpy as jnp
+    >>> images, labels = np.zeros((7, 2, 2, 1), np.float32), np.array([0, 1, 0, 2, 0, 0, 1])
+    >>> predict = lambda weights, x: jnp.zeros((len(x), 3)).at[:, 0].set(weights)  # always class 0
+    >>> result = evaluate(predict, jnp.float32(1.0), images, labels, batch_size=4)
+    >>> result.num_correct, result.count
+    (4, 7)
+
+    Args:
+        predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode.
+        variables: any tree of arrays, handed to `predict`.
+        images: [n, ...], of any type and shape that `predict` takes.
+        labels: int [n].
+        batch_size: over all devices; it has no influence on the counts.
+
+    Raises:
+        InputError: there are no examples, not one label for each image, or a batch size below 1.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if not len(images) or labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
+        raise InputError(
+            f'labels: {labels.dtype} {list(labels.shape)} for images {list(images.shape)}; one integer for each of at '
+            'least one image is needed'
+        )
+    if batch_size < 1:
+        raise InputError(f'batch_size={batch_size}: must be at least 1')
+    batches = padded_batches(images, labels.astype(np.int32), batch_size)
+    return make_evaluate(predict)(variables, batches, len(images))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from pnn_jax.errors import InputError, RunError
 
@@ -79,6 +79,14 @@ def from_process_0(read: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value
+
+
+def agreed(reason: str) -> str:
+    """The reason to stop that any host has, the same on all of them; '' where none has. Every process must call it."""
+    if jax.process_count() == 1:
+        return reason
+    anyone = np.any(process_allgather(np.array(bool(reason))))
+    return (reason or 'another host was asked to stop') if anyone else ''
 
 
 def _broadcast(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -165,6 +166,17 @@ def check_platform(platform: str) -> None:
         raise InputError(f'jax cannot start on the platform that was asked for: {error or "no such device"}') from None
     if platform not in ('any', found):
         raise InputError(f'config.platform={platform!r}: jax found only {found!r} (is the right extra installed?)')
+
+
+def check_builds(config, variables) -> None:
+    """Raises InputError where a network with these variables (or their shapes) is larger than this machine's memory."""
+    needed = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(variables))
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory:
+        raise InputError(
+            f'config.model.num_filters={config.model.num_filters}, config.model.num_masks={config.model.num_masks}: '
+            f'the network takes {needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}'
+        )
 
 
 def ineffective_overrides(model, overridden: Sequence[str]) -> list[str]:

@@ -12,10 +12,11 @@ from pnn_jax.data.dataset import Dataset, Split, digest_of, fixed_subset, make_s
 from pnn_jax.data.folder import load_folder
 from pnn_jax.data.idx import load_idx
 from pnn_jax.data.images import resized_images
+from pnn_jax.data.streaming import STREAMS, Stream, open_stream
 from pnn_jax.data.tfds import load_tfds
 from pnn_jax.errors import InputError
 
-__all__ = ['SOURCES', 'Dataset', 'Split', 'load_dataset']
+__all__ = ['SOURCES', 'Dataset', 'Split', 'Stream', 'load_data', 'load_dataset']
 
 # config.data.source -> function(config.data) -> Dataset, complete and without a digest.
 SOURCES: dict[str, Callable[..., Dataset]] = {
@@ -56,6 +57,11 @@ def load_dataset(data_config) -> Dataset:
             f'{test.images.shape[1:]}; set config.data.image_size to resize both'
         )
     return dataclasses.replace(dataset, train=train, test=test, digest=digest_of(train, test))
+
+
+def load_data(data_config) -> Dataset | Stream:
+    """What `config.data` says: in memory, or as a stream."""
+    return open_stream(data_config) if data_config.source in STREAMS else load_dataset(data_config)
 
 
 def _resized(split: Split, image_size: int) -> Split:

@@ -11,6 +11,8 @@ file system.
     checkpoints/masks/                   the same for the noise masks, which never change
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -26,7 +28,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pnn_jax.errors import InputError, RunError
+from pnn_jax.errors import InputError, RunError, one_line
 from pnn_jax.hosts import from_process_0
 
 STEP_DIRECTORY = re.compile(r'(\d{6,})_step_(\d+)')
@@ -67,6 +69,11 @@ class Damaged(Exception):
 def tree_digest(tree: Any) -> str:
     """sha256, as hexadecimal digits, over the name, type, shape and bytes of every array of a tree."""
     return _digest(_named_arrays(tree))
+
+
+def has_checkpoints(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint, damaged or not. Noise masks alone do not count."""
+    return directory.is_dir() and any(STEP_DIRECTORY.fullmatch(path.name) for path in directory.iterdir())
 
 
 class Checkpointer:
@@ -153,6 +160,60 @@ class Checkpointer:
         state = _fill(template, arrays, f'the checkpoint of step {record["step"]} in {self._directory}')
         return Restored(state, record['meta'], record['step'], record['accuracy'])
 
+    def read(self, which: str | int = 'latest') -> tuple[dict[str, np.ndarray], dict] | None:
+        """As `restore`, without a template: the flat arrays of a checkpoint and its record (step, accuracy, meta)."""
+        self.wait()
+        return from_process_0(lambda: self._read_first_good(which))
+
+    def latest_meta(self) -> dict | None:
+        """`meta` of the latest checkpoint whose description can be read, or None; the state is not looked at."""
+        self.wait()
+
+        def read():
+            for entry in self._entries()[::-1]:
+                with contextlib.suppress(Damaged):
+                    return self._read_record(entry.path)['meta']
+            return None
+
+        return from_process_0(read)
+
+    def check_masks(self, expected_digest: str) -> None:
+        """Raises RunError where the saved noise masks are whole and not those with the digest `expected_digest`.
+
+        Damaged masks can be drawn again by a run that needs them (`load_masks`).
+        """
+        path = self._directory / 'masks'
+
+        def check():
+            with contextlib.suppress(Damaged):
+                digest = self._read(path)[1]['state_sha256']
+                if digest != expected_digest:
+                    raise RunError(f'{path} holds other noise masks than those of the checkpoints beside it')
+
+        from_process_0(check)
+
+    def read_masks(self, expected_digest: str) -> dict[str, np.ndarray]:
+        """The flat arrays of the saved noise masks.
+
+        Raises:
+          RunError: they are missing, damaged, or not those with the digest `expected_digest`.
+        """
+        path = self._directory / 'masks'
+
+        def read():
+            try:
+                arrays, record = self._read(path)
+            except Damaged as damage:
+                raise RunError(f'noise masks in {path} cannot be used: {damage}') from None
+            if record['state_sha256'] != expected_digest:
+                raise RunError(
+                    f'noise masks in {path} cannot be used: sha256 {record["state_sha256"][:12]}, but '
+                    f'{expected_digest[:12]} was expected'
+                )
+            return arrays
+
+        return from_process_0(read)
+
     def inspect(self) -> list[Summary]:
         """Reads and verifies every checkpoint, and the noise masks if there are any, from old to new."""
         self.wait()
@@ -194,7 +255,7 @@ class Checkpointer:
         try:
             self._write(path, arrays, {'step': 0, 'accuracy': None, 'meta': {}})
         except Exception as error:
-            raise RunError(f'noise masks not written to {path}: {_one_line(error)}') from error
+            raise RunError(f'noise masks not written to {path}: {_cause(error)}') from error
 
     def load_masks(self, template: Any, expected_digest: str) -> Any:
         """Returns the saved noise masks if their `tree_digest` is the expected one.
@@ -262,7 +323,7 @@ class Checkpointer:
         except Exception as error:
             left = [entry for entry in entries if entry.path not in self._damaged]
             raise RunError(
-                f'checkpoint of step {record["step"]} not written to {self._directory}: {_one_line(error)}; '
+                f'checkpoint of step {record["step"]} not written to {self._directory}: {_cause(error)}; '
                 + (f'the one of step {left[-1].step} is untouched' if left else 'there is no earlier one')
             ) from error
         self._prune()
@@ -344,7 +405,7 @@ class Checkpointer:
             stored = self._orbax.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
             record, expected = stored['record'], stored['sha256']
         except Exception as error:  # orbax raises what it likes on damaged files
-            raise Damaged(f'meta cannot be read ({_one_line(error)})') from error
+            raise Damaged(f'meta cannot be read ({one_line(error)})') from error
         if _record_digest(record) != expected:
             raise Damaged('meta differs from its sha256')
         return record
@@ -355,7 +416,7 @@ class Checkpointer:
             arrays = self._orbax.restore(path, ocp.args.Composite(state=ocp.args.StandardRestore())).state
             digest = _digest(arrays)
         except Exception as error:
-            raise Damaged(f'state cannot be read ({_one_line(error)})') from error
+            raise Damaged(f'state cannot be read ({one_line(error)})') from error
         if digest != record['state_sha256']:
             raise Damaged('state differs from its sha256')
         return arrays, record
@@ -396,12 +457,18 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _one_line(error: BaseException) -> str:
-    """Start and end of the first line of a message; those of orbax and tensorstore run over pages."""
-    message = (str(error).strip().splitlines() or [''])[0]
-    if len(message) > 300:
-        message = f'{message[:100]} ... {message[-200:]}'
-    return f'{type(error).__name__}: {message}'
+def _cause(error: BaseException) -> str:
+    """Why a write failed. Orbax and tensorstore bury a full disk under pages of their own."""
+    text = str(error)
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.strerror:
+            return chain.strerror
+        chain = chain.__cause__ or chain.__context__
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return f'{type(error).__name__}: {one_line(error)}'
 
 
 def _fill(template: Any, arrays: dict[str, np.ndarray], what: str) -> Any:

@@ -1,196 +1,212 @@
-"""What a run tells its user: progress line, a line an epoch, TensorBoard, curves, and the result."""
+"""What a run tells its user while it runs, and the files for people that it leaves: console, text, TensorBoard, plot.
+
+To add a log writer, write a class with the methods of `LogWriter` and add a line to `WRITERS`. A writer that fails is
+dropped with a note; it never fails the run.
+"""
 
 import os
-import platform
-import statistics
-import sys
 import time
-from importlib import metadata
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-import jax
-import rich.console
 import rich.progress
 
-from pnn_jax.accounting import wilson_interval
-from pnn_jax.errors import RunError
-from pnn_jax.evaluate import Evaluation, per_class_table
+from pnn_jax.errors import one_line
+from pnn_jax.run.console import make_console
+from pnn_jax.run.result import describe_epoch
 from pnn_jax.run.workdir import Workdir
 
-_PACKAGES = ('pnn-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
+class Progress(NamedTuple):
+    """Where a run stands between two steps.
 
-class DataSummary(NamedTuple):
-    """What a run records of its data set."""
-
-    name: str
-    digest: str
-    train_examples: int
-    test_examples: int
-    class_names: tuple[str, ...]
-
-
-def evaluation_result(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict:
-    """The exact test result as JSON: accuracies are fractions, the interval is Wilson's at 95%."""
-    result = {
-        'final_test_correct': evaluation.num_correct,
-        'final_test_count': evaluation.count,
-        'final_test_accuracy': evaluation.accuracy,
-        'final_test_interval_95': list(wilson_interval(evaluation.num_correct, evaluation.count)),
-        'final_test_loss': evaluation.loss,
-        'nonfinite': evaluation.nonfinite,
-    }
-    if len(class_names) > 10:
-        result['final_test_top5_accuracy'] = float(evaluation.top5.mean())
-    result['per_class'] = per_class_table(evaluation.correct, evaluation.labels, class_names)
-    return result
-
-
-def describe(result: dict) -> str:
-    """One line: '352 of 360 correct, 97.8%, 95% CI 95.7-98.9%'."""
-    low, high = result['final_test_interval_95']
-    line = (
-        f'{result["final_test_correct"]} of {result["final_test_count"]} correct, '
-        f'{100 * result["final_test_accuracy"]:.1f}%, 95% CI {100 * low:.1f}-{100 * high:.1f}%'
-    )
-    if 'final_test_top5_accuracy' in result:
-        line += f', top-5 {100 * result["final_test_top5_accuracy"]:.1f}%'
-    if result['nonfinite']:
-        line += f'; {result["nonfinite"]} with logits that are not finite, counted as wrong'
-    return line
-
-
-def describe_classes(result: dict) -> str:
-    """A line for each class: name, correct of count."""
-    width = max(len(name) for name in result['per_class'])
-    lines = []
-    for name, row in result['per_class'].items():
-        share = f'{100 * row["correct"] / row["count"]:5.1f}%' if row['count'] else '   - '
-        lines.append(f'  {name:{width}}  {row["correct"]:5d} of {row["count"]:5d}  {share}')
-    return '\n'.join(lines)
-
-
-def summarise_seeds(results: list[dict]) -> dict:
-    """Mean and standard deviation of the accuracies of several seeds' results."""
-    accuracies = [result['final_test_accuracy'] for result in results]
-    return {
-        'num_seeds': len(results),
-        'mean_final_test_accuracy': statistics.fmean(accuracies),
-        'sd_final_test_accuracy': statistics.stdev(accuracies),
-        'seeds': results,
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # the project itself, run from its folder
-        return 'not installed'
-
-
-class RunLog:
-    """Shows and records a run's progress; silent on every host but the first.
-
-    On a terminal it keeps a progress line with loss, accuracy, speed and time left; elsewhere there is a line an epoch.
-    The epochs' lines also go to `train.log` in the workdir.
+    Attributes:
+        step: steps done.
+        total_steps: of the whole run.
+        loss: mean over the epoch so far, in nats.
+        accuracy: in training mode, over the epoch so far, a fraction.
+        images_per_second: since the epoch began or was resumed.
     """
 
-    def __init__(self, workdir: Workdir, config, data: DataSummary, counts: dict[str, int], *, primary: bool):
-        self.workdir, self.config, self.data, self.counts = workdir, config, data, counts
-        self.primary = primary
-        self.console = rich.console.Console(quiet=not primary, highlight=False, soft_wrap=True)
+    step: int
+    total_steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+class LogWriter(Protocol):
+    """One place that a run reports to. Nothing may be written into the workdir before the first `epoch`."""
+
+    def say(self, text: str) -> None:
+        """A line of text."""
+
+    def progress(self, progress: Progress) -> None:
+        """The position within an epoch."""
+
+    def epoch(self, metrics: dict) -> None:
+        """A finished epoch: the line of metrics.jsonl."""
+
+    def finish(self, history: list[dict]) -> None:
+        """The run is done; `history` holds the lines of all epochs."""
+
+    def close(self) -> None:
+        """Called once, however the run ends."""
+
+
+class Silent:
+    """A writer that ignores everything; the base of those that need only some of the calls."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def epoch(self, metrics: dict) -> None:
+        pass
+
+    def finish(self, history: list[dict]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class ConsoleWriter(Silent):
+    """Lines on standard output, and on a terminal a progress line with loss, accuracy, speed and the time left."""
+
+    def __init__(self, workdir: Workdir, config):
+        del workdir
+        self.num_epochs = config.num_epochs
+        self.console = make_console()
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn('{task.description}'),
             rich.progress.BarColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self.console,
-            disable=not (primary and self.console.is_terminal),
+            disable=not self.console.is_terminal,
             transient=True,
         )
-        self.writer = None
-
-    def __enter__(self) -> 'RunLog':
-        model, data = self.config.model, self.data
-        self.say(
-            f'{model.name}: {self.counts["trained"]:,} trained values, {self.counts["masks"]:,} in noise masks; '
-            f'{data.name}: {data.train_examples:,} training and {data.test_examples:,} test images; '
-            f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-        )
-        if self.config.batch_size % jax.device_count():
-            self.say(
-                f'note: a batch of {self.config.batch_size} does not divide by {jax.device_count()} devices, so that '
-                'each of them computes the whole of it'
-            )
-        done = len(self.workdir.history)
-        if done:
-            self.say(f'going on after epoch {done}')
-        if self.primary and self.config.log.tensorboard:
-            import tensorboardX  # here, because it imports torch where that is installed
-
-            step = self.workdir.history[-1]['step'] if done else 0
-            self.writer = tensorboardX.SummaryWriter(self.workdir.path, purge_step=step + 1, write_to_disk=True)
         self.bar.start()
         self.task = self.bar.add_task('starting', total=None)
-        return self
 
-    def __exit__(self, *exception) -> None:
+    def say(self, text: str) -> None:
+        self.console.print(text)
+
+    def progress(self, progress: Progress) -> None:
+        self.bar.update(
+            self.task,
+            completed=progress.step,
+            total=progress.total_steps,
+            description=f'loss {progress.loss:.3f}  accuracy {100 * progress.accuracy:.1f}%  '
+            f'{progress.images_per_second:,.0f} images/s',
+        )
+
+    def epoch(self, metrics: dict) -> None:
+        self.say(describe_epoch(metrics, self.num_epochs))
+
+    def close(self) -> None:
         self.bar.stop()
+
+
+class TextWriter(Silent):
+    """train.log: the lines of the console with the time of day."""
+
+    def __init__(self, workdir: Workdir, config):
+        self.path, self.num_epochs = workdir.path / 'train.log', config.num_epochs
+        self.waiting: list[str] = []  # lines of an attempt that has done nothing yet
+
+    def say(self, text: str) -> None:
+        self.waiting.append(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+
+    def epoch(self, metrics: dict) -> None:
+        self.say(describe_epoch(metrics, self.num_epochs))
+        with open(self.path, 'a', encoding='utf-8') as file:
+            file.writelines(self.waiting)
+        self.waiting = []
+
+
+class TensorBoardWriter(Silent):
+    """Scalars of every epoch, as TensorBoard events."""
+
+    def __init__(self, workdir: Workdir, config):
+        self.path, self.enabled = workdir.path, config.log.tensorboard
+        self.done = workdir.history[-1]['step'] if workdir.history else 0
+        self.writer = None
+
+    def epoch(self, metrics: dict) -> None:
+        if not self.enabled:
+            return
+        if self.writer is None:
+            import tensorboardX  # here, because it imports torch where that is installed
+
+            self.writer = tensorboardX.SummaryWriter(self.path, purge_step=self.done + 1, write_to_disk=True)
+        for name, value in metrics.items():
+            if name not in ('epoch', 'step'):
+                self.writer.add_scalar(name, value, metrics['step'])
+        self.writer.flush()
+
+    def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
 
+
+class CurvesWriter(Silent):
+    """curves.png: loss, accuracy and learning rate over the epochs."""
+
+    def __init__(self, workdir: Workdir, config):
+        self.path, self.title = workdir.path / 'curves.png', config.model.name
+
+    def finish(self, history: list[dict]) -> None:
+        from pnn_jax.run.curves import plot_curves  # here, because matplotlib takes long to import
+
+        plot_curves(history, os.fspath(self.path), title=self.title)
+
+
+WRITERS: tuple[Callable[[Workdir, object], LogWriter], ...] = (
+    ConsoleWriter,
+    TextWriter,
+    TensorBoardWriter,
+    CurvesWriter,
+)
+
+
+class RunLog:
+    """All log writers of a run as one; silent on every host but the first."""
+
+    def __init__(self, workdir: Workdir, config, *, primary: bool):
+        self.writers = [make(workdir, config) for make in WRITERS] if primary else []
+
+    def __enter__(self) -> 'RunLog':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._tell('close')
+
     def say(self, text: str) -> None:
-        """Prints a line, and keeps it in train.log."""
-        self.console.print(text)
-        if self.primary:
-            path = os.path.join(self.workdir.path, 'train.log')
+        self._tell('say', text)
+
+    def progress(self, progress: Progress) -> None:
+        self._tell('progress', progress)
+
+    def epoch(self, metrics: dict) -> None:
+        self._tell('epoch', metrics)
+
+    def finish(self, history: list[dict]) -> None:
+        self._tell('finish', history)
+
+    def _tell(self, call: str, *arguments) -> None:
+        for writer in list(self.writers):
             try:
-                with open(path, 'a', encoding='utf-8') as file:
-                    file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
-            except OSError as error:
-                raise RunError(f'{path} not written: {error.strerror}') from error
+                getattr(writer, call)(*arguments)
+            except Exception as error:  # noqa: BLE001  (a plot, a disk or a library: none of them may stop a run)
+                self.writers.remove(writer)
+                self.say(f'note: {type(writer).__name__} failed and is left out from here on ({one_line(error)})')
 
-    def progress(self, step: int, total_steps: int, train: dict, images_per_second: float) -> None:
-        """Moves the progress line to `step` of `total_steps`."""
-        text = f'loss {train["loss"]:.3f}  accuracy {100 * train["accuracy"]:.1f}%  {images_per_second:,.0f} images/s'
-        self.bar.update(self.task, completed=step, total=total_steps, description=text)
 
-    def epoch(self, line: dict) -> None:
-        """Reports a finished epoch: the line that went into metrics.jsonl."""
-        self.say(
-            f'epoch {line["epoch"]}/{self.config.num_epochs}  lr {line["learning_rate"]:.3g}  '
-            f'train loss {line["train_loss"]:.4f} accuracy {100 * line["train_accuracy"]:.2f}%  '
-            f'test {line["test_correct"]}/{line["test_count"]} = {100 * line["test_accuracy"]:.2f}%  '
-            f'{line["images_per_second"]:,.0f} images/s'
-        )
-        if self.writer is not None:
-            for name, value in line.items():
-                if name not in ('epoch', 'step'):
-                    self.writer.add_scalar(name, value, line['step'])
-            self.writer.flush()
-
-    def finish(self, evaluation: Evaluation) -> dict:
-        """Writes and returns result.json, and draws curves.png."""
-        history = self.workdir.history
-        best = max(history, key=lambda line: line['test_accuracy'])
-        result = {
-            **evaluation_result(evaluation, self.data.class_names),
-            'max_test_accuracy': best['test_accuracy'],
-            'max_test_epoch': best['epoch'],
-            'max_test_note': 'the maximum over epochs was picked on the test set',
-            'model': self.config.model.name,
-            'parameters': self.counts,
-            'seed': self.config.seed,
-            'mask_seed': self.config.mask_seed,
-            'epochs': len(history),
-            'dataset': {name: value for name, value in self.data._asdict().items() if name != 'class_names'},
-            'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-            'seconds': sum(line['seconds'] for line in history),
-            'versions': {'python': platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-            'command': ' '.join(sys.argv),
-        }
-        if self.primary:
-            from pnn_jax.run.curves import plot_curves  # here, because matplotlib takes long to import
-
-            plot_curves(history, os.path.join(self.workdir.path, 'curves.png'), title=self.config.model.name)
-            self.workdir.write_result(result)
-        return result
+def plot_path(workdir: str | os.PathLike) -> Path | None:
+    """The plot that a run left, or None."""
+    path = Path(workdir) / 'curves.png'
+    return path if path.exists() else None

@@ -1,16 +1,22 @@
-"""The files of a run other than its checkpoints, and the lock that gives the directory to one process at a time.
+"""The files of a run other than its checkpoints, and the lock that gives the folder to one process at a time.
 
-    config.json     every field of the run, compared when it is continued
-    metrics.jsonl   a line per epoch
+    config.json     every field of the run; compared when the run is resumed
+    metrics.jsonl   one line per epoch
     outcomes.npz    correct [epochs, test examples] bool, labels [test examples], test_digest
     result.json     written when the run is done
     checkpoints/    see checkpoints.py
     lock            held while a process works here; the system frees it when the process ends, however it ends
 
-Every file but metrics.jsonl is replaced as a whole, so that none is ever half written; metrics.jsonl is appended to,
-and a last line that a killed process left unfinished does not count.
+The files say what was done, never what was asked for. Opening a workdir writes nothing: an attempt that is refused, or
+that stops before it did anything, leaves every file as it was. `begin` is called just before the first checkpoint of an
+attempt; from then on the files describe that attempt.
+
+Every file but metrics.jsonl is replaced as a whole, so that none is ever half written. metrics.jsonl is appended to;
+a last line that a killed process left unfinished does not count.
 """
 
+import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -23,15 +29,23 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from pnn_jax.errors import InputError, RunError
+from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.hosts import from_process_0
+from pnn_jax.paths import local_path, replace_file
+from pnn_jax.run.checkpoints import has_checkpoints
 
-# What a run may change when it is continued: none of it changes what is computed.
+# What may change when a run is resumed: none of it changes what is computed.
 FREE_FIELDS = ('eval_batch_size', 'data.path', 'data.cache_dir')
 FREE_SECTIONS = ('checkpoint.', 'log.')
 
 # What decides the outputs of a network on given images.
-OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size')
+OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size', 'data.resize', 'data.pad')
+
+# Fields that did not exist when older runs began, with the values that those runs were computed with.
+ADDED_FIELDS = {'data.resize': 'crop', 'data.pad': 0, 'data.validation_examples': 0}
+
+# What flock answers on file systems without locks, such as some network mounts.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Workdir:
@@ -40,50 +54,63 @@ class Workdir:
     Attributes:
       path: absolute path.
       checkpoints_dir: for `Checkpointer`.
-      history: the metrics of every epoch done, in order.
+      history: the metrics of every finished epoch, in order.
       outcomes: bool [epochs, test examples] in dataset order, row i for `history[i]`.
+      data_digest: of the data set behind `history`, '' where there is no epoch.
     """
 
-    def __init__(self, path: Path, primary: bool):
-        self.path, self._primary = path, primary
+    def __init__(self, path: Path, config: ml_collections.ConfigDict, primary: bool, parent: 'Workdir | None' = None):
+        self.path, self._config, self._primary, self._parent = path, config, primary, parent
         self.checkpoints_dir = path / 'checkpoints'
         self.history: list[dict] = []
         self.outcomes = np.zeros((0, 0), np.bool_)
+        self.data_digest = ''
         self._lock: int | None = None
+        self._made_folder = self._made_lock = False
+        self._begun = False
         self._result: dict | None = None
         self._labels: np.ndarray | None = None
-        self._test_digest = ''
 
     @classmethod
-    def open(cls, path: str | os.PathLike, config: ml_collections.ConfigDict, *, primary: bool = True) -> 'Workdir':
-        """Makes the directory for a new run, or opens that of the run to be continued.
+    def open(
+        cls,
+        path: str | os.PathLike,
+        config: ml_collections.ConfigDict,
+        *,
+        primary: bool = True,
+        lock: bool = True,
+        parent: 'Workdir | None' = None,
+    ) -> 'Workdir':
+        """Opens the folder of a run to be resumed, or makes an empty one for a new run. Writes no file but the lock.
 
         Args:
-          path: the directory; made if need be.
+          path: the folder; made if need be.
           config: the run's configuration.
           primary: whether this process is the one, of those of the run, that reads and writes the files.
+          lock: hold a lock while the workdir is open. False is for file systems that have none; then nothing keeps a
+            second process out.
+          parent: the workdir of several seeds that this is a folder of; it begins when this one does.
 
         Raises:
-          InputError: the directory cannot be made or written to, another process works in it, or it holds a run with
-            another configuration (each differing field is named). Nothing has been changed then.
+          InputError: the folder cannot be made or written to, another process works in it, or it holds a run with
+            another configuration (each differing field is named).
           RunError: its files are damaged.
         """
-        workdir = cls(Path(os.path.abspath(path)), primary)
+        workdir = cls(local_path(path, '--workdir'), config, primary, parent)
 
         def read():
-            workdir._lock = _lock(workdir.path)
+            workdir._make_and_lock(lock)
             try:
-                _compare_or_write_config(workdir.path, config)
+                workdir._compare_config()
                 workdir._read()
-                workdir.truncate(len(workdir.history))  # removes an unfinished line
             except BaseException:
                 workdir.close()
                 raise
-            return workdir.history, workdir.outcomes, workdir._labels, workdir._test_digest, workdir._result
+            return workdir.history, workdir.outcomes, workdir._labels, workdir.data_digest, workdir._result
 
-        history, outcomes, labels, test_digest, result = from_process_0(read)
+        history, outcomes, labels, data_digest, result = from_process_0(read)
         workdir.history, workdir.outcomes, workdir._result = history, outcomes, result
-        workdir._labels, workdir._test_digest = labels, test_digest
+        workdir._labels, workdir.data_digest = labels, data_digest
         return workdir
 
     def __enter__(self) -> 'Workdir':
@@ -93,27 +120,58 @@ class Workdir:
         self.close()
 
     def close(self) -> None:
-        """Lets another process work here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Lets another process work here. Removes a folder that was made for an attempt that did nothing."""
+        if self._lock is None:
+            return
+        if self._begun:
+            os.ftruncate(self._lock, 0)
+        elif self._made_lock:
+            with contextlib.suppress(OSError):
+                (self.path / 'lock').unlink()
+        if self._made_folder and not self._begun:
+            with contextlib.suppress(OSError):  # something else was put there
+                self.path.rmdir()
+        os.close(self._lock)
+        self._lock = None
 
-    def use_test_set(self, labels: np.ndarray, test_digest: str) -> None:
+    def begin(self) -> None:
+        """Makes the files describe this attempt. Call it when there is something to save, before it is saved.
+
+        Raises:
+          RunError: a file cannot be written.
+        """
+        if self._begun or not self._primary:
+            return
+        self._begun = True
+        if self._parent is not None:
+            self._parent.begin()
+        if self._lock is not None:
+            os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
+        _replace(self.path / 'config.json', (_as_json(self._config)).encode())
+        self._write_lines()  # without an unfinished line, or the epochs that `truncate` dropped
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is a checkpoint or a finished epoch; without either, nothing binds the next attempt."""
+        return bool(self.history) or has_checkpoints(self.checkpoints_dir)
+
+    def check_data(self, digest: str) -> None:
+        """Raises InputError where the finished epochs are of a data set with another digest."""
+        if self.history and digest != self.data_digest:
+            raise other_data(self.path, self.data_digest, digest)
+
+    def use_test_set(self, labels: np.ndarray, data_digest: str) -> None:
         """Says which test set the outcomes belong to; call it once, before the first `append_epoch`.
 
         Args:
           labels: int [test examples], dataset order.
-          test_digest: digest of the data set.
+          data_digest: digest of the data set.
 
         Raises:
           InputError: the epochs done so far were evaluated on other data.
         """
-        if self.history and test_digest != self._test_digest:
-            raise InputError(
-                f'data: the run in {self.path} was trained on other data (its digest was {self._test_digest[:12]}, '
-                f'now it is {test_digest[:12]}); continue it with the same data, or choose another workdir'
-            )
-        self._labels, self._test_digest = np.asarray(labels, np.int32), test_digest
+        self.check_data(data_digest)
+        self._labels, self.data_digest = np.asarray(labels, np.int32), data_digest
         if not self.history:
             self.outcomes = np.zeros((0, len(labels)), np.bool_)
 
@@ -131,6 +189,7 @@ class Workdir:
             raise ValueError(
                 f'epoch {metrics["epoch"]} with {outcomes.shape} outcomes after {len(self.history)} epochs'
             )
+        self.begin()
         line = json.dumps(metrics)
         self.outcomes = np.concatenate([self.outcomes, np.asarray(outcomes, np.bool_)[None]])
         self.history.append(json.loads(line))
@@ -145,10 +204,10 @@ class Workdir:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f'{self.path / "metrics.jsonl"} not written: {error.strerror}') from error
+            raise RunError(f'{self.path / "metrics.jsonl"} not written: {os_reason(error)}') from error
 
     def truncate(self, num_epochs: int) -> None:
-        """Forgets the epochs after the first `num_epochs`, which a continued run does again.
+        """Drops the epochs after the first `num_epochs`, which a resumed run repeats. The files follow in `begin`.
 
         Raises:
           RunError: there are fewer epochs, so that lines were lost.
@@ -161,11 +220,12 @@ class Workdir:
         if len(self.history) > num_epochs:
             self.history, self.outcomes = self.history[:num_epochs], self.outcomes[:num_epochs]
             self._result = None
-        if not self._primary:
-            return
+
+    def _write_lines(self) -> None:
+        """Makes metrics.jsonl hold `history`, and removes a result of more epochs than that."""
         lines = ''.join(json.dumps(metrics) + '\n' for metrics in self.history).encode()
         path = self.path / 'metrics.jsonl'
-        if path.exists() and path.read_bytes() != lines:  # forgotten epochs, or an unfinished line
+        if path.exists() and path.read_bytes() != lines:
             (self.path / 'result.json').unlink(missing_ok=True)
             _replace(path, lines)
 
@@ -174,6 +234,7 @@ class Workdir:
         text = json.dumps(result, indent=2) + '\n'
         self._result = json.loads(text)
         if self._primary:
+            self.begin()
             _replace(self.path / 'result.json', text.encode())
 
     def result(self) -> dict | None:
@@ -187,7 +248,7 @@ class Workdir:
         path = self.path / 'metrics.jsonl'
         if not path.exists():
             return
-        lines = path.read_bytes().split(b'\n')[:-1]  # what follows the last newline is unfinished
+        lines = _finished_lines(path)
         try:
             self.history = [json.loads(line) for line in lines]
             if [metrics['epoch'] for metrics in self.history] != list(range(1, len(lines) + 1)):
@@ -200,7 +261,7 @@ class Workdir:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 outcomes, self._labels = stored['correct'], stored['labels']
-                self._test_digest = str(stored['test_digest'])
+                self.data_digest = str(stored['test_digest'])
             if outcomes.dtype != np.bool_ or outcomes.shape[1:] != self._labels.shape or len(outcomes) < len(lines):
                 raise ValueError(f'{outcomes.dtype}{list(outcomes.shape)} for {len(lines)} epochs')
         except Exception as error:  # numpy and zipfile raise many kinds on damaged files
@@ -209,51 +270,95 @@ class Workdir:
 
     def _write_outcomes(self) -> None:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, correct=self.outcomes, labels=self._labels, test_digest=self._test_digest)
+        np.savez_compressed(buffer, correct=self.outcomes, labels=self._labels, test_digest=self.data_digest)
         _replace(self.path / 'outcomes.npz', buffer.getvalue())
 
+    def _make_and_lock(self, lock: bool) -> None:
+        """Makes the folder where there is none, and takes its lock."""
+        try:
+            self._made_folder = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._made_lock = not (self.path / 'lock').exists()
+            self._lock = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(
+                f'--workdir={self.path}: cannot be used ({os_reason(error)}); name a folder that can be written to'
+            ) from error
+        if not lock:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(self._lock, 200).decode(errors='replace').strip()
+            descriptor, self._lock = self._lock, None
+            os.close(descriptor)
+            raise _refused_lock(self.path, owner, error) from error
+        if not os.path.samestat(os.fstat(self._lock), os.stat(self.path / 'lock')):
+            os.close(self._lock)  # a process that did nothing removed this file just now; there is another one
+            self._make_and_lock(lock)
 
-def _lock(path: Path) -> int:
-    """Makes the directory and locks it. Returns the file descriptor that holds the lock."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(
-            f'workdir: {path} cannot be used: {error.strerror}; name a directory that can be written to'
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(lock, 200).decode(errors='replace').strip()
-        os.close(lock)
-        raise InputError(
-            f'workdir: {path} is in use by another process ({owner}); wait for it or name another directory'
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
-    return lock
+    def _compare_config(self) -> None:
+        """Raises InputError where the folder holds work of another configuration."""
+        file = self.path / 'config.json'
+        if not file.exists():
+            for name in ('metrics.jsonl', 'result.json', 'checkpoints'):
+                if (self.path / name).exists():
+                    raise InputError(
+                        f'--workdir={self.path}: has {name} but no config.json, so it is not known what run it is of'
+                    )
+            return
+        old = read_config(self.path)
+        seeds = [path for path in self.path.glob('seed_*') if has_checkpoints(path / 'checkpoints')]
+        if not (has_checkpoints(self.checkpoints_dir) or seeds or _finished_lines(self.path / 'metrics.jsonl')):
+            return
+        differing = [line for name, had, wanted, line in differences(old, self._config) if _binds(name, had, wanted)]
+        epochs = len(_finished_lines(self.path / 'metrics.jsonl'))
+        if self._config.num_epochs < epochs:
+            differing.append(f'num_epochs: {epochs} are done -> {self._config.num_epochs}')
+        if differing:
+            raise InputError(
+                f'--workdir={self.path}: holds another run; name another folder, or resume that run with its own '
+                f'configuration. These fields differ: {", ".join(differing)}'
+            )
 
 
-def _compare_or_write_config(path: Path, config: ml_collections.ConfigDict) -> None:
-    file = path / 'config.json'
-    new = json.loads(config.to_json_best_effort())
-    text = (json.dumps(new, indent=2) + '\n').encode()
-    if not file.exists():
-        for name in ('metrics.jsonl', 'result.json', 'checkpoints'):
-            if (path / name).exists():
-                raise InputError(f'workdir: {path} has {name} but no config.json, so it is not known what run it is of')
-        _replace(file, text)
-        return
-    old = _read_json(file)
-    differing = [line for name, had, wanted, line in _differences(old, new) if not _may_change(name, had, wanted)]
-    if differing:
-        raise InputError(
-            f'workdir: {path} holds another run; name another directory, or continue that run with its own '
-            f'configuration. These fields differ: {", ".join(differing)}'
+def other_data(path: Path, trained_on: str, now: str) -> InputError:
+    """The error for a run that was trained on a data set with another digest than the one that is given now."""
+    return InputError(
+        f'--workdir={path}: its run was trained on other data than config.data gives (digest {trained_on[:12]} then, '
+        f'{now[:12]} now); resume it with the same data, or name another folder'
+    )
+
+
+def _refused_lock(path: Path, owner: str, error: OSError) -> InputError:
+    if error.errno == errno.EWOULDBLOCK:
+        by = f' ({owner})' if owner else ''
+        return InputError(f'--workdir={path}: in use by another process{by}; wait for it or name another folder')
+    if error.errno in _NO_LOCKS:
+        return InputError(
+            f'--workdir={path}: its file system has no file locks ({os_reason(error)}); name a folder on a local '
+            'disk, or add --nolock and see to it that no second process works in this one'
         )
-    if old != new:
-        _replace(file, text)
+    return InputError(f'--workdir={path}: may not be locked ({os_reason(error)}); name a folder that belongs to you')
+
+
+def _finished_lines(path: Path) -> list[bytes]:
+    """The lines of metrics.jsonl; what follows the last newline is unfinished."""
+    return path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+
+
+def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
+    """The configuration of the run in the folder `path`, locked, with fields that are newer than the run filled in.
+
+    Raises:
+      RunError: config.json is damaged.
+    """
+    config = ml_collections.ConfigDict(_read_json(Path(path) / 'config.json'))
+    for name, value in ADDED_FIELDS.items():
+        section, field = name.split('.')
+        if section in config and field not in config[section]:
+            config[section][field] = value
+    return config.lock()
 
 
 def check_same_network(path: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
@@ -263,12 +368,12 @@ def check_same_network(path: str | os.PathLike, config: ml_collections.ConfigDic
     """
 
     def check():
-        old = _read_json(Path(path) / 'config.json')
-        new = json.loads(config.to_json_best_effort())
-        differing = [line for name, _, _, line in _differences(old, new) if name.startswith(OUTPUT_FIELDS)]
+        differing = [
+            line for name, _, _, line in differences(read_config(path), config) if name.startswith(OUTPUT_FIELDS)
+        ]
         if differing:
             raise InputError(
-                f'workdir: {path} holds a run of another network; fields that differ: {", ".join(differing)}'
+                f'--workdir={path}: holds a run of another network; fields that differ: {", ".join(differing)}'
             )
 
     from_process_0(check)
@@ -280,9 +385,9 @@ def flat_fields(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
     return dict(_fields(tree))
 
 
-def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any, str]]:
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[tuple[str, Any, Any, str]]:
     """(name, old value, new value, 'name: old -> new') of every field in which two configs differ."""
-    had, wanted = flat_fields(old), flat_fields(new)
+    had, wanted = ADDED_FIELDS | flat_fields(old), ADDED_FIELDS | flat_fields(new)
     return [
         (
             name,
@@ -295,12 +400,13 @@ def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
-def _may_change(name: str, old: Any, new: Any) -> bool:
-    if name == 'num_epochs':
-        return old is not None and new is not None and new >= old
-    if name == 'num_seeds':  # a single seed has another layout of files
-        return old is not None and new is not None and new >= old > 1
-    return name in FREE_FIELDS or name.startswith(FREE_SECTIONS)
+def _binds(name: str, old: Any, new: Any) -> bool:
+    """Whether a run cannot be resumed with this field changed."""
+    if name == 'num_epochs':  # compared with the epochs that are done
+        return False
+    if name == 'num_seeds':  # seeds are independent of each other, but a single one has another layout of files
+        return 1 in (old, new)
+    return name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
 
 
 def _fields(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -309,6 +415,10 @@ def _fields(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
             yield from _fields(value, f'{prefix}{key}.')
         else:
             yield f'{prefix}{key}', value
+
+
+def _as_json(config: ml_collections.ConfigDict) -> str:
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n'
 
 
 def _read_json(path: Path) -> dict:
@@ -321,18 +431,8 @@ def _read_json(path: Path) -> dict:
         raise RunError(f'{path} is damaged: {error}') from error
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file so that at any instant the old or the new content is there, also after a power failure."""
-    temporary = path.with_name(path.name + '.tmp')
+def _replace(path: Path, content: bytes) -> None:
     try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+        replace_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f'{path} not written: {error.strerror}') from error
+        raise RunError(f'{path} not written: {os_reason(error)}') from error

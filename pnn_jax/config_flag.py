@@ -1,0 +1,97 @@
+"""The flag --config: a file, or the name of a config that comes with the package.
+
+A config file may import its neighbours (`from configs import default`). Which `configs` package that is must not depend
+on the folder in which the program was started, so it is bound to the folder of the file before the file is loaded.
+"""
+
+import difflib
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from pnn_jax.errors import InputError, one_line
+from pnn_jax.run.provenance import CONFIGS
+
+
+class _Parser(config_flags.ConfigFileFlagParser):
+    """Loads the file that was named once, with its own neighbours."""
+
+    loaded: str | None = None
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        if self.loaded is not None:
+            raise InputError(f'--config is given twice ({self.loaded} and {path}); name one file')
+        file, colon, argument = path.partition(':')
+        found = find_config(file)
+        bind_neighbours(found)
+        config = super().parse(f'{found}{colon}{argument}')
+        self.loaded = path
+        return config
+
+
+def define_config_flag(
+    default: str | None = None, *, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
+) -> flags.FlagHolder:
+    """Defines --config and, when it is parsed, a flag for every field of the config."""
+    holder = config_flags.DEFINE_config_file(
+        'config', None, 'A file, or the name of a config of the package.', flag_values=flag_values, sys_argv=argv
+    )
+    flag = flag_values['config']
+    flag.parser = _Parser('config')
+    if default is not None and not flag._IsConfigSpecified(flag._GetArgv()):
+        flag.value = flag.parser.parse(default)
+    return holder
+
+
+def config_name(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """The name of the config that was loaded: 'noise_masks' for configs/noise_masks.py, however it was named."""
+    return Path(config_flags.get_config_filename(flag_values['config']).partition(':')[0]).stem
+
+
+def find_config(name: str) -> Path:
+    """The file that `name` means: a path, or the name of a config of the package.
+
+    Raises:
+        InputError: there is no such file; the nearest name is given.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = CONFIGS / f'{name}.py'
+    if path.name == name and not path.suffix and shipped.is_file():
+        return shipped
+    folder = path.parent if path.suffix else CONFIGS
+    known = sorted(file.name for file in folder.glob('*.py')) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name if path.suffix else f'{path.name}.py', known, n=1)
+    hint = f' (did you mean {path.parent / near[0] if path.suffix else Path(near[0]).stem}?)' if near else ''
+    raise InputError(f'--config={name}: there is no such file{hint}')
+
+
+def bind_neighbours(file: Path) -> None:
+    """Makes `import configs` look in the folder of `file` first, then beside it, here, and in the package's configs."""
+    folder = file.resolve().parent
+    folders = [folder if folder.name == 'configs' else folder / 'configs', folder.parent / 'configs', Path('configs')]
+    path = list(dict.fromkeys(str(place.resolve()) for place in (*folders, CONFIGS) if place.is_dir()))
+    bound = sys.modules.get('configs')
+    if bound is not None and list(getattr(bound, '__path__', []))[:1] == path[:1]:
+        return
+    for name in [name for name in sys.modules if name == 'configs' or name.startswith('configs.')]:
+        del sys.modules[name]
+    package = types.ModuleType('configs')
+    package.__path__ = path
+    sys.modules['configs'] = package
+
+
+def parse_error(error: Exception) -> InputError:
+    """The line for what absl and ml_collections raise while flags are parsed or a config is loaded."""
+    message = one_line(error).replace('\\n', ' ').replace("\\'", "'").strip('"')
+    if isinstance(error, InputError | flags.Error):
+        return InputError(message)
+    if isinstance(error, AttributeError | KeyError):
+        return InputError(f'unknown config field: {message}')
+    return InputError(f'--config: {message}')

@@ -1,0 +1,98 @@
+"""A finished, or unfinished, run loaded from its workdir: model, variables, config and data."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from pnn_jax.data import Dataset, Stream, load_data
+from pnn_jax.data.augment import preprocess
+from pnn_jax.errors import InputError
+from pnn_jax.hosts import from_process_0
+from pnn_jax.models.registry import create_model
+from pnn_jax.paths import local_path
+from pnn_jax.run.checkpoints import Checkpointer, has_checkpoints, tree_digest
+from pnn_jax.run.workdir import read_config
+from pnn_jax.train_step import Variables
+
+# The classifier is the last linear layer of every network.
+_CLASSIFIER_BIAS = re.compile(r'params\.linear\d*\.bias')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A network with the variables of one of its run's checkpoints.
+
+    Attributes:
+        path: the workdir.
+        config: of the run, every field.
+        model: call it as model.apply(variables, images, train=False), on preprocessed images; or use `predict`.
+        variables: collections params, batch_stats, and noise_masks or frozen where there are any; numpy arrays.
+        num_classes: of the network.
+        step: updates made.
+        accuracy: exact test accuracy at this checkpoint, a fraction; None where it was not evaluated.
+    """
+
+    path: Path
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: Variables
+    num_classes: int
+    step: int
+    accuracy: float | None
+
+    def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Logits [b, num_classes] of uint8 images [b, h, w, c], normalised as in the run; fits `pnn_jax.evaluate`."""
+        data, dtype = self.config.data, jnp.dtype(self.config.model.dtype)
+        images = preprocess(images, data.mean, data.std, augment='none', dtype=dtype)
+        return self.model.apply(variables, images, train=False)
+
+    def load_data(self) -> Dataset | Stream:
+        """The data set of the run's config."""
+        return load_data(self.config.data)
+
+
+def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Run:
+    """Loads a run from its workdir, verified byte by byte; writes nothing and needs no data set.
+
+    Args:
+        workdir: of one seed.
+        checkpoint: 'latest', 'best' (the highest test accuracy) or a step.
+
+    Raises:
+        InputError: there is no run in the folder, or it has no checkpoint yet.
+        RunError: config.json, the checkpoints asked for or the noise masks are damaged.
+    """
+    path = local_path(workdir, '--workdir')
+    if not from_process_0(lambda: has_checkpoints(path / 'checkpoints')):
+        seeds = from_process_0(lambda: sorted(seed.name for seed in path.glob('seed_*')))
+        hint = f' (each seed has a folder in it: {", ".join(seeds)})' if seeds else ''
+        raise InputError(f'--workdir={path}: there is no checkpoint to load{hint}')
+    config = from_process_0(lambda: read_config(path))
+    with Checkpointer(path / 'checkpoints', read_only=True) as checkpointer:
+        arrays, record = checkpointer.read(checkpoint)
+        digest = record['meta']['fixed_digest']
+        fixed = {} if digest == tree_digest({}) else checkpointer.read_masks(digest)
+    collections = {name: value for name, value in arrays.items() if name.startswith(('params.', 'batch_stats.'))}
+    num_classes = len(arrays[max(filter(_CLASSIFIER_BIAS.fullmatch, arrays))])
+    model = create_model(config.model, num_classes)
+    variables = _nested(collections | fixed)
+    return Run(path, config, model, variables, num_classes, record['step'], record['accuracy'])
+
+
+def _nested(arrays: dict[str, np.ndarray]) -> Variables:
+    """{'params.linear.bias': array} -> {'params': {'linear': {'bias': array}}}."""
+    tree: Variables = {}
+    for name, array in arrays.items():
+        *folders, leaf = name.split('.')
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = array
+    return tree
