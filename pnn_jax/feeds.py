@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pnn_jax.data import Dataset
 from pnn_jax.data.batches import epoch_order, steps_per_epoch
-from pnn_jax.data.streaming import Stream, stream_eval_batches, stream_train_batches
+from pnn_jax.data.stream_batches import stream_eval_batches, stream_train_batches
+from pnn_jax.data.streams import Stream
 from pnn_jax.evaluate import HostBatch, padded_batches
 from pnn_jax.hosts import replicate
 from pnn_jax.runtime import release_unused

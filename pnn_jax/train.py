@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.augment import preprocess
 from pnn_jax.data.batches import steps_per_epoch
-from pnn_jax.data.streaming import STREAMS, Stream, open_stream
+from pnn_jax.data.streams import STREAMS, Stream, open_stream
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.feeds import BATCH_AXIS, DeviceFeed, StreamFeed, Update

@@ -23,6 +23,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from pnn_jax.data.dataset import ADDED_FIELDS
 from pnn_jax.errors import InputError, RunError
 from pnn_jax.hosts import from_process_0
 
@@ -31,7 +32,7 @@ FREE_FIELDS = ('eval_batch_size', 'data.path', 'data.cache_dir')
 FREE_SECTIONS = ('checkpoint.', 'log.')
 
 # What decides the outputs of a network on given images.
-OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size')
+OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size', 'data.resize', 'data.pad')
 
 
 class Workdir:
@@ -282,7 +283,8 @@ def flat_fields(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
 
 def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any, str]]:
     """(name, old value, new value, 'name: old -> new') of every field in which two configs differ."""
-    had, wanted = flat_fields(old), flat_fields(new)
+    added = {f'data.{name}': default for name, default in ADDED_FIELDS.items()}
+    had, wanted = added | flat_fields(old), added | flat_fields(new)
     return [
         (
             name,
