@@ -48,8 +48,11 @@ def get_config() -> ml_collections.ConfigDict:
     )
     data.name = 'cifar10'  # which set, for the sources 'tfds' and 'cifar'
     data.path = ''  # file or folder; '' is tfds' own default
-    data.image_size = 0  # resize to this many pixels; 0 keeps the stored size
+    data.image_size = 0  # images become squares of this many pixels, as data.resize says; 0 keeps the stored size
+    data.resize = 'crop'  # 'crop': the centred square is resized; 'stretch': all of the image, also if not square
+    data.pad = 0  # then pad with black to this many pixels, centred (28 -> 32); 0: no padding
     data.train_examples = 0  # train on a fixed random subset of this size; 0 is all
+    data.validation_examples = 0  # take a fixed random subset of this size out of the training set; 0 is none
     data.cache_dir = ''  # decoded image folders; '' is ~/.cache/pnn_jax
     data.augment = 'crop_flip'  # 'crop_flip' (black pad 4, random crop, flip), 'none'; streams: 'resized_crop_flip' too
     data.mean = CIFAR_MEAN  # per channel, of pixels in [0, 1]

@@ -3,7 +3,7 @@
 import os
 
 from pnn_jax.data import Dataset, load_data
-from pnn_jax.data.streaming import Stream
+from pnn_jax.data.streams import Stream
 from pnn_jax.errors import InputError
 from pnn_jax.run.load import load_run
 from pnn_jax.run.result import evaluation_result

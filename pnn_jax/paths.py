@@ -3,14 +3,21 @@
 Every path that a user can give (workdir, data, cache, checkpoint, what is converted) goes through `local_path`.
 """
 
+import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pnn_jax.errors import InputError
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')  # also 's3:/bucket', which is what is left of a URL after Path()
+
+
+class UnknownHomeError(InputError):
+    """A path begins with `~`, and no home directory is known."""
 
 
 def local_path(value: str | os.PathLike, field: str) -> Path:
@@ -21,7 +28,8 @@ def local_path(value: str | os.PathLike, field: str) -> Path:
         field: the flag or config field, for errors: '--workdir', 'config.data.path'.
 
     Raises:
-        InputError: `value` is empty, a URL, or begins with `~` where no home directory is known.
+        InputError: `value` is empty or a URL.
+        UnknownHomeError: `value` begins with `~`, and no home directory is known; an InputError too.
     """
     text = os.fspath(value)
     if not text or '\0' in text:
@@ -34,7 +42,7 @@ def local_path(value: str | os.PathLike, field: str) -> Path:
     try:
         path = Path(text).expanduser()
     except RuntimeError:
-        raise InputError(
+        raise UnknownHomeError(
             f'{field}={text}: the home directory of {text.split("/")[0]} is not known; name the folder in full'
         ) from None
     return Path(os.path.abspath(path))
@@ -46,10 +54,20 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: as the system raises it. The old file is still there then, and nothing else is left behind.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """As `replace_file`, for content that is written piece by piece to the open file that the block gets.
+
+    The file replaces the one at `path` when the block ends. Where the block raises, the old file stays.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     try:
         with os.fdopen(descriptor, 'wb') as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that nobody else can read

@@ -73,7 +73,7 @@ def quieten_logs() -> None:
 class SafeStream:
     """A text stream that shows what it can and drops the rest, so that printing never decides the outcome of a run.
 
-    A terminal may lack a character, a pipe may be closed by its reader, the disk behind a redirected output may be full.
+    A terminal may lack a character, a reader may close the pipe, the disk behind a redirected output may be full.
 
     Characters that the encoding lacks are written as escapes (`\\u732b`). After the first failed write nothing more is
     written.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pnn_jax.data import Dataset
-from pnn_jax.data.streaming import Stream
+from pnn_jax.data.streams import Stream
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.hosts import agreed
 from pnn_jax.models.registry import count_variables

@@ -14,7 +14,7 @@ from pnn_jax.data import Dataset, load_data
 from pnn_jax.data.augment import preprocess
 from pnn_jax.data.batches import steps_per_epoch
 from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed, StreamFeed
-from pnn_jax.data.streaming import Stream
+from pnn_jax.data.streams import Stream
 from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.hosts import agreed, replicate
@@ -59,6 +59,8 @@ class Trainer:
         if data is None:
             say(f'reading data: {config.data.source} {config.data.path}'.rstrip())
             data = load_data(config.data)
+            for note in data.notes:
+                say(f'note: {note}')
         mesh = jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
         feed = create_feed(data, mesh, config)
         check_fits_data(config, feed.image_shape)

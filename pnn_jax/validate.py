@@ -9,7 +9,8 @@ import jax
 
 from pnn_jax.data import SOURCES
 from pnn_jax.data.augment import AUGMENTATIONS
-from pnn_jax.data.streaming import STREAMS
+from pnn_jax.data.images import RESIZES
+from pnn_jax.data.streams import STREAMS
 from pnn_jax.errors import InputError
 from pnn_jax.models.registry import LAYERS, MODELS, PERTURBING_LAYERS
 from pnn_jax.nn.activations import ACTIVATIONS
@@ -109,8 +110,11 @@ def _check_model(model, problems: _Problems) -> None:
 def _check_data(data, problems: _Problems) -> None:
     problems.choice('data.source', data.source, (*SOURCES, *STREAMS))
     problems.choice('data.augment', data.augment, AUGMENTATIONS)
-    problems.at_least('data.image_size', data.image_size, 0)
-    problems.at_least('data.train_examples', data.train_examples, 0)
+    problems.choice('data.resize', data.resize, RESIZES)
+    for field in ('image_size', 'pad', 'train_examples', 'validation_examples'):
+        problems.at_least(f'data.{field}', data[field], 0)
+    if 0 < data.pad < data.image_size:
+        problems.append(f'config.data.pad={data.pad}: must be at least config.data.image_size={data.image_size}, or 0')
     if len(data.mean) != len(data.std) or not data.mean:
         problems.append(f'config.data.mean={data.mean}, config.data.std={data.std}: one value per channel in each')
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*data.mean, *data.std)):

@@ -1,5 +1,6 @@
-"""Small data sets written for the tests of pnn_jax.data."""
+"""Writes small data sets for the tests of pnn_jax.data."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -15,7 +16,10 @@ def data_config(source: str, path='', **fields) -> SimpleNamespace:
     defaults = {
         'name': 'cifar10',
         'image_size': 0,
+        'resize': 'crop',
+        'pad': 0,
         'train_examples': 0,
+        'validation_examples': 0,
         'cache_dir': str(Path(path).parent / 'cache'),
         'augment': 'none',
         'mean': (0.5, 0.5, 0.5),
@@ -54,6 +58,20 @@ def small_folder(root: Path) -> Path:
 def idx_bytes(array: np.ndarray) -> bytes:
     header = bytes([0, 0, 8, array.ndim]) + b''.join(size.to_bytes(4, 'big') for size in array.shape)
     return header + array.astype(np.uint8).tobytes()
+
+
+def write_idx(folder: Path, gzipped: bool = False, prefixes=('train', 't10k')) -> dict[str, np.ndarray]:
+    """Twelve training and six test images of 5x4 pixels with labels 0 to 5, as MNIST's files; returns the arrays."""
+    arrays = {}
+    for seed, prefix in enumerate(prefixes):
+        count = 12 if prefix == 'train' else 6
+        arrays[f'{prefix}-images-idx3-ubyte'] = random_images(seed, count, 5, 4)
+        arrays[f'{prefix}-labels-idx1-ubyte'] = np.arange(count, dtype=np.uint8) % 6
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        content = idx_bytes(array)
+        (folder / (name + '.gz' * gzipped)).write_bytes(gzip.compress(content) if gzipped else content)
+    return arrays
 
 
 def cifar_batches(protocol: int = 2) -> dict[str, bytes]:

@@ -34,6 +34,21 @@ def test_folder_parent_archive_and_folder_of_archive_agree(tmp_path):
         assert dataset.train.images[3, row, column, channel] == planes[1024 * channel + 32 * row + column]
 
 
+def test_set_is_found_below_the_path_where_that_is_unambiguous(tmp_path):
+    files = cifar_batches()
+    write_cifar_folder(tmp_path / 'data' / 'cifar10', files)
+    (tmp_path / 'data' / 'meta').mkdir()
+    assert len(load_dataset(data_config('cifar', tmp_path / 'data')).test.labels) == 2
+    folder = write_cifar_folder(tmp_path / 'plain', files).rename(tmp_path / 'plain' / 'renamed')
+    assert len(load_dataset(data_config('cifar', folder.parent)).test.labels) == 2
+    write_cifar_archive(tmp_path / 'data' / 'cifar-10-python.tar.gz', files)  # in the folder itself: comes first
+    assert len(load_dataset(data_config('cifar', tmp_path / 'data')).test.labels) == 2
+    with pytest.raises(InputError, match=r'several folders .*: data, plain/renamed; name one of them'):
+        load_dataset(data_config('cifar', tmp_path))
+    with pytest.raises(InputError, match=r'no cifar-100-python or cifar-100-python\.tar\.gz in it, nor in a folder'):
+        load_dataset(data_config('cifar', tmp_path, name='cifar100'))
+
+
 def test_cifar100_reads_the_fine_labels(tmp_path):
     folder = tmp_path / 'cifar-100-python'
     folder.mkdir()

@@ -1,8 +1,13 @@
 """Image folders: order, conversion, cache, and what is refused."""
 
+import errno
+import hashlib
 import io
+import json
 import logging
 import os
+import pwd
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +15,7 @@ from pathlib import Path
 import image_sets
 import numpy as np
 import pytest
-from image_sets import data_config, random_images
+from image_sets import data_config, random_images, write_folder
 from PIL import Image
 
 from pnn_jax.data import load_dataset
@@ -64,7 +69,7 @@ def test_second_load_reads_the_cache_and_notices_every_kind_of_change(folder, mo
     assert load_dataset(config).train.images.shape == (6, 4, 4, 3)
 
 
-def test_damaged_cache_is_made_anew(folder, caplog):
+def test_damaged_cache_is_written_again(folder, caplog):
     config = data_config('folder', folder)
     expected = load_dataset(config).digest
     for damage in (
@@ -75,7 +80,7 @@ def test_damaged_cache_is_made_anew(folder, caplog):
             path.write_bytes(damage(path.read_bytes()))
         with caplog.at_level(logging.WARNING):
             assert load_dataset(config).digest == expected
-        assert 'damaged and made anew' in caplog.text
+        assert 'damaged or unreadable' in caplog.text
         caplog.clear()
 
 
@@ -95,6 +100,107 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def test_url_as_cache_is_refused(folder):
+    refuse(folder, r'^config\.data\.cache_dir=s3://bucket/x: URLs are not read', cache_dir='s3://bucket/x')
+
+
+@pytest.mark.parametrize('cache_dir', ['', '~/cache'])
+def test_no_home_directory_means_no_cache(folder, monkeypatch, caplog, cache_dir):
+    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('PNN_JAX_CACHE', raising=False)
+    monkeypatch.setattr(pwd, 'getpwuid', lambda uid: {}[uid])  # as for a user without an entry
+    monkeypatch.chdir(folder.parent)
+    assert len(load_dataset(data_config('folder', folder, cache_dir=cache_dir)).train.labels) == 6
+    assert 'the home directory of ~ is not known' in caplog.text
+    assert [path.name for path in folder.parent.iterdir()] == ['pets']
+
+
+def test_full_disk_means_no_cache_and_leaves_nothing(folder, monkeypatch, caplog):
+    def full(file, **arrays):
+        file.write(b'begun')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, 'savez', full)
+    config = data_config('folder', folder)
+    assert len(load_dataset(config).train.labels) == 6
+    assert 'are not kept' in caplog.text and 'No space left on device' in caplog.text
+    assert list(Path(config.cache_dir).iterdir()) == []
+
+
+def test_cache_of_the_default_size_options_keeps_its_name(folder):
+    config = data_config('folder', folder, image_size=4)
+    load_dataset(config)
+    files = [str(folder / 'train' / name / f'{i:03d}.png') for name in ('cat', 'dog') for i in range(3)]
+    state = [[4, 3]] + [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:24]
+    assert (Path(config.cache_dir) / f'pets-train-{key}.npz').exists()
+    stored = sorted(path.name for path in Path(config.cache_dir).iterdir())
+    config.pad, config.validation_examples = 8, 2  # applied to what is stored
+    load_dataset(config)
+    assert sorted(path.name for path in Path(config.cache_dir).iterdir()) == stored
+    config.resize = 'stretch'
+    load_dataset(config)
+    assert len(list(Path(config.cache_dir).iterdir())) == 2 * len(stored)
+
+
+def test_photographs_are_cropped_or_stretched(tmp_path):
+    rising = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None] * 6, (10, 40, 3))
+    root = write_folder(tmp_path / 'set', {(split, 'a'): rising[None] for split in ('train', 'test')})
+    for resize, whole in (('crop', Image.fromarray(rising[:, 15:25])), ('stretch', Image.fromarray(rising))):
+        image = load_dataset(data_config('folder', root, image_size=10, resize=resize)).train.images[0]
+        np.testing.assert_array_equal(image, np.asarray(whole.resize((10, 10), Image.Resampling.BILINEAR)))
+
+
+def test_webp_is_read(folder):
+    pixels = random_images(5, 6, 6, 3)
+    Image.fromarray(pixels).save(folder / 'train' / 'cat' / '003.webp', lossless=True)
+    dataset = load_dataset(data_config('folder', folder))
+    np.testing.assert_array_equal(dataset.train.images[3], pixels)
+
+
+LEFT_BEHIND = [
+    *('Thumbs.db', 'desktop.ini', '.DS_Store', '._000.png', 'Icon\r', '000.png:Zone.Identifier'),
+    *('labels.csv', 'LABELS.TXT', 'list.tsv', 'annotations.json', '000.xml', 'README', '000.png~'),
+]
+
+
+@pytest.mark.parametrize('where', ['train', 'test/dog'])
+def test_what_systems_and_people_leave_beside_images_is_passed_over(folder, where):
+    expected = load_dataset(data_config('folder', folder)).digest
+    for name in LEFT_BEHIND:
+        (folder / where / name).write_bytes(b'x')
+    for name in ('@eaDir', '__MACOSX', '$RECYCLE.BIN', 'lost+found', 'System Volume Information'):
+        (folder / where / name / 'inside').mkdir(parents=True)
+        (folder / where / name / '000.png').write_bytes(b'x')
+    assert load_dataset(data_config('folder', folder)).digest == expected
+
+
+@pytest.mark.parametrize('name', ['notes.pdf', '000.gif', '000.bmp', '000.npy', 'train.zip', 'more.png.part', '000'])
+def test_stray_file_of_another_kind_is_named(folder, name):
+    (folder / 'train' / 'cat' / name).write_bytes(b'x')
+    refuse(folder, rf'cat/{re.escape(name)}: only images \(\.png, \.jpg, \.jpeg, \.webp\) belong here')
+
+
+def test_folder_named_as_a_note_is_a_class_and_never_passed_over(folder):
+    for split in ('train', 'test'):
+        (folder / split / 'dog').rename(folder / split / 'readme')
+    assert load_dataset(data_config('folder', folder)).class_names == ('cat', 'readme')
+    (folder / 'train' / 'cat' / 'list.txt').mkdir()
+    refuse(folder, r'cat/list\.txt: only images')
+
+
+def test_class_names_in_two_unicode_forms_are_one_class(folder):
+    composed, decomposed = 'caf\u00e9', 'cafe\u0301'
+    (folder / 'train' / 'cat').rename(folder / 'train' / decomposed)
+    (folder / 'test' / 'cat').rename(folder / 'test' / composed)
+    dataset = load_dataset(data_config('folder', folder))
+    assert dataset.class_names == (decomposed, 'dog')
+    np.testing.assert_array_equal(dataset.test.images[:2], random_images(2, 2, 6, 6, 3))
+    np.testing.assert_array_equal(dataset.test.labels, [0, 0, 1, 1])
+    (folder / 'train' / 'dog').rename(folder / 'train' / composed)
+    refuse(folder, r'pets/train: classes 0 and 1 are both named .*, in two Unicode forms')
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -161,7 +267,10 @@ def test_class_missing_in_test_or_train(folder):
 
 
 def test_missing_or_empty_splits(folder, tmp_path):
-    refuse(tmp_path / 'nowhere', r'nowhere/train: cannot be read \(No such file')
+    refuse(
+        tmp_path / 'nowhere',
+        r'nowhere/train: cannot be read \(No such file.*; an image folder has train/<class>/\* and',
+    )
     (folder / 'test').rename(folder / 'elsewhere')
     refuse(folder, r'pets/test: cannot be read')
     (folder / 'test').mkdir()
@@ -178,9 +287,9 @@ def png_of(width: int, height: int) -> bytes:
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
 
 
-def animated_png() -> bytes:
+def animated(kind: str) -> bytes:
     frames = [Image.fromarray(random_images(i, 6, 6, 3)) for i in range(3)]
-    return encoded(frames[0], 'PNG', save_all=True, append_images=frames[1:])
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
 IMAGE = Image.fromarray(random_images(0, 32, 32, 3))
@@ -190,14 +299,16 @@ IMAGE = Image.fromarray(random_images(0, 32, 32, 3))
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'', 'neither PNG nor JPEG'),
-        (b'<html>404</html>', 'neither PNG nor JPEG'),
-        (encoded(IMAGE, 'GIF'), 'neither PNG nor JPEG'),
-        (encoded(IMAGE, 'BMP'), 'neither PNG nor JPEG'),
+        (b'', 'not PNG, JPEG or WebP'),
+        (b'<html>404</html>', 'not PNG, JPEG or WebP'),
+        (encoded(IMAGE, 'GIF'), 'not PNG, JPEG or WebP'),
+        (encoded(IMAGE, 'BMP'), 'not PNG, JPEG or WebP'),
         (encoded(IMAGE, 'PNG')[:-600], 'not a usable image'),
         (encoded(IMAGE, 'JPEG')[:-200], 'not a usable image'),
         (encoded(IMAGE, 'PNG')[:40], 'not a usable image'),
-        (animated_png(), 'an animation'),
+        (animated('PNG'), 'an animation'),
+        (animated('WEBP'), 'an animation'),
+        (encoded(IMAGE, 'WEBP')[:-30], 'not a usable image'),
         (png_of(100_000, 100_000), 'not a usable image'),
         (png_of(MAX_PIXELS, 2), 'not a usable image'),
         (png_of(MAX_PIXELS // 2, 3), 'not a usable image'),
@@ -211,9 +322,9 @@ def test_damaged_image_is_named(folder, content, message):
 
 
 def test_strangers_are_named_instead_of_left_out(folder):
-    stranger = folder / 'train' / 'cat' / 'notes.txt'
+    stranger = folder / 'train' / 'cat' / 'notes.pdf'
     stranger.write_text('x')
-    refuse(folder, r'cat/notes\.txt: only images')
+    refuse(folder, r'cat/notes\.pdf: only images')
     stranger.unlink()
     (folder / 'train' / 'cat' / 'more').mkdir()
     refuse(folder, r'cat/more: only images')

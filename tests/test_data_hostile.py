@@ -22,7 +22,8 @@ from test_data_cifar import hostile_pickles
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.images import decode_image
 from pnn_jax.data.pickles import PickleError, read_pickle
-from pnn_jax.data.streaming import open_stream, stream_eval_batches
+from pnn_jax.data.stream_batches import stream_eval_batches
+from pnn_jax.data.streams import open_stream
 from pnn_jax.errors import InputError
 
 PHOTO = Image.fromarray(random_images(0, 6, 6, 3))
@@ -56,7 +57,10 @@ CONTENTS: dict[str, tuple[bytes, bool]] = {
     'animated PNG': (encoded(PHOTO, 'PNG', **FRAMES), REFUSED),
     'BMP': (encoded(PHOTO, 'BMP'), REFUSED),
     'TIFF': (encoded(PHOTO, 'TIFF'), REFUSED),
-    'WebP': (encoded(PHOTO, 'WEBP'), REFUSED),
+    'WebP': (encoded(PHOTO, 'WEBP'), VALID),
+    'animated WebP': (encoded(PHOTO, 'WEBP', **FRAMES), REFUSED),
+    'truncated WebP': (encoded(PHOTO, 'WEBP')[:-30], REFUSED),
+    'WebP header alone': (encoded(PHOTO, 'WEBP')[:20], REFUSED),
     'EPS, which a program would render': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n', REFUSED),
     'CMYK JPEG': (encoded(PHOTO.convert('CMYK'), 'JPEG'), VALID),
     'grey JPEG': (encoded(PHOTO.convert('L'), 'JPEG'), VALID),
@@ -93,7 +97,7 @@ ENTRIES: dict[str, Callable[[Path], None]] = {
     'link to the folder above': link('..'),
     'link to a device that never ends': link('/dev/zero'),
     'named pipe': lambda path: os.mkfifo(path),
-    'name of another kind': lambda path: path.with_suffix('.txt').write_text('x'),
+    'name of another kind': lambda path: path.with_suffix('.npy').write_text('x'),
     'name that is no text': lambda path: Path(os.fsdecode(bytes(path.parent) + b'/\xff\xfe.gif')).write_text('x'),
     'name with a line break': lambda path: (path.parent / 'a\nb.png').write_bytes(b'x'),
 }
@@ -176,7 +180,7 @@ def _flipped(content: bytes, flips: list[tuple[int, int]]) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP'])
 def test_damaged_images_decode_or_are_named(kind):
     @settings(max_examples=150, deadline=None)
     @given(damaged(encoded(PHOTO.resize((20, 16)), kind)), st.sampled_from([0, 8]))

@@ -1,16 +1,21 @@
-"""Digits, .npz and idx files, and what load_dataset adds to every source."""
+"""Digits, .npz and idx files, and what load_dataset does for every source."""
 
 import gzip
 import hashlib
+import pwd
+import zipfile
 from pathlib import Path
 
 import image_sets
 import numpy as np
 import pytest
-from image_sets import data_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_sets import data_config, write_idx
 from PIL import Image
 
 from pnn_jax.data import SOURCES, load_dataset
+from pnn_jax.data.images import padded
 from pnn_jax.errors import InputError
 
 EXACT_SUBSET = Path(__file__).resolve().parents[2] / 'shared/data/cifar10-exact-subset.npz'
@@ -148,19 +153,6 @@ def test_npz_without_an_array_or_not_a_zip_is_refused(tmp_path, arrays):
         load_dataset(data_config('npz', tmp_path / 'none.npz'))
 
 
-def write_idx(folder: Path, names=('train', 't10k'), gzipped=False) -> dict[str, np.ndarray]:
-    """Twelve training and six test images of 5x4 pixels, labels 0 to 5."""
-    arrays = {}
-    for seed, prefix in enumerate(names):
-        count = 12 if prefix == 'train' else 6
-        arrays[f'{prefix}-images-idx3-ubyte'] = image_sets.random_images(seed, count, 5, 4)
-        arrays[f'{prefix}-labels-idx1-ubyte'] = np.arange(count, dtype=np.uint8) % 6
-    for name, array in arrays.items():
-        content = image_sets.idx_bytes(array)
-        (folder / (name + '.gz' * gzipped)).write_bytes(gzip.compress(content) if gzipped else content)
-    return arrays
-
-
 @pytest.mark.parametrize('gzipped', [False, True])
 def test_idx_round_trip(tmp_path, gzipped):
     arrays = write_idx(tmp_path, gzipped=gzipped)
@@ -171,7 +163,7 @@ def test_idx_round_trip(tmp_path, gzipped):
 
 
 def test_idx_with_the_test_files_alone_says_what_is_there(tmp_path):
-    write_idx(tmp_path, names=('t10k',))
+    write_idx(tmp_path, prefixes=('t10k',))
     with pytest.raises(InputError, match=r'no train-images-idx3-ubyte .*has t10k-images-idx3-ubyte, t10k-labels'):
         load_dataset(data_config('idx', tmp_path))
 
@@ -217,3 +209,179 @@ def test_unknown_source_or_no_path_is_refused():
     for source in ('folder', 'cifar', 'idx', 'npz'):
         with pytest.raises(InputError, match=r'config\.data\.path is empty'):
             load_dataset(data_config(source))
+
+
+def test_mnist_is_found_where_torchvision_puts_it(tmp_path):
+    arrays = write_idx(tmp_path / 'data' / 'MNIST' / 'raw', gzipped=True)
+    (tmp_path / 'data' / 'MNIST' / 'processed').mkdir()
+    (tmp_path / 'data' / 'mnist').symlink_to(tmp_path / 'data' / 'MNIST')  # a link is no second set
+    for path in (tmp_path / 'data', tmp_path / 'data' / 'MNIST', tmp_path / 'data' / 'MNIST' / 'raw'):
+        dataset = load_dataset(data_config('idx', path))
+        assert dataset.name == path.name
+        np.testing.assert_array_equal(dataset.test.images[..., 0], arrays['t10k-images-idx3-ubyte'])
+
+
+def test_mnist_in_several_folders_or_in_none_is_named(tmp_path):
+    for name in ('MNIST', 'FashionMNIST'):
+        write_idx(tmp_path / 'data' / name / 'raw')
+    with pytest.raises(InputError, match=r'several folders .*: FashionMNIST/raw, MNIST/raw; name one of them$'):
+        load_dataset(data_config('idx', tmp_path / 'data'))
+    assert len(load_dataset(data_config('idx', tmp_path / 'data' / 'MNIST')).test.labels) == 6
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InputError, match='no file such as train-images-idx3-ubyte or .* nor in a folder at most 2 lev'):
+        load_dataset(data_config('idx', tmp_path / 'empty'))
+    with pytest.raises(
+        InputError, match=r'config\.data\.path=.*/nowhere: cannot be read \(No such file or directory\)'
+    ):
+        load_dataset(data_config('idx', tmp_path / 'nowhere'))
+
+
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        (['cat', 'dog', 'cat'], "classes 0 and 2 are both named 'cat'; names must differ"),
+        (['caf\u00e9', 'dog', 'cafe\u0301'], 'classes 0 and 2 are both named .*, in two Unicode forms'),
+    ],
+)
+def test_two_classes_of_one_name_are_refused(tmp_path, arrays, names, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_dataset(npz(tmp_path, arrays | {'class_names': np.array(names)}))
+    assert '\n' not in str(error.value)
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path, arrays):
+    config = npz(tmp_path, arrays)
+    with zipfile.ZipFile(config.path) as archive:
+        content = archive.read('train_labels.npy')
+    with zipfile.ZipFile(config.path, 'a') as archive, pytest.warns(UserWarning, match='Duplicate name'):
+        archive.writestr('train_labels.npy', content)
+    with pytest.raises(InputError, match="holds 2 arrays named 'train_labels'"):
+        load_dataset(config)
+
+
+def test_classes_without_training_examples_are_noted(tmp_path, arrays):
+    assert load_dataset(npz(tmp_path, arrays)).notes == ()
+    shifted = {name: array + 1 if 'labels' in name else array for name, array in arrays.items()}
+    (note,) = load_dataset(npz(tmp_path, shifted)).notes
+    assert note == "classes without a training example (1 of 4): '0'; labels count from 0"
+    many = np.array([f'class {i}' for i in range(33)])
+    (note,) = load_dataset(npz(tmp_path, arrays | {'class_names': many})).notes
+    assert note.startswith("classes without a training example (30 of 33): 'class 3', ") and note.endswith(
+        "'class 12', ..."
+    )
+
+
+def test_classes_that_a_subset_leaves_out_are_noted(tmp_path, arrays):
+    dataset = load_dataset(npz(tmp_path, arrays, train_examples=2))
+    missing = set(range(3)) - set(dataset.train.labels.tolist())
+    assert len(missing) >= 1 and all(repr(str(label)) in dataset.notes[0] for label in missing)
+
+
+def test_paths_are_expanded_and_urls_refused(tmp_path, arrays, monkeypatch):
+    npz(tmp_path, arrays)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    config = data_config('npz', 'x', cache_dir='')
+    config.path = '~/set.npz'
+    assert load_dataset(config).name == 'set'
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(pwd, 'getpwuid', lambda uid: {}[uid])  # as for a user without an entry
+    for source in ('npz', 'idx', 'cifar', 'folder'):
+        for path, message in (
+            ('~/set.npz', 'the home directory of ~ is not known'),
+            ('s3://bucket/set', 'URLs are not read'),
+            ('gs:/bucket/set', 'URLs are not read'),
+        ):
+            config.source, config.path = source, path
+            with pytest.raises(InputError, match=rf'^config\.data\.path={path}: {message}') as error:
+                load_dataset(config)
+            assert '\n' not in str(error.value)
+
+
+def test_wide_images_are_cropped_or_stretched(tmp_path, arrays):
+    wide = np.zeros((20, 4, 8, 3), np.uint8)
+    wide[:, :, :4], wide[:, :, 4:] = 40, 200  # left half, right half
+    images = arrays | {'train_images': wide, 'test_images': wide[:5]}
+    cropped, stretched = (
+        load_dataset(npz(tmp_path, images, image_size=4, resize=resize)).train.images for resize in ('crop', 'stretch')
+    )
+    np.testing.assert_array_equal(cropped[0, 0, [0, 3], 0], [40, 200])  # columns 2 to 5 of 8
+    for image, original in zip(stretched, wide, strict=True):
+        whole = Image.fromarray(original).resize((4, 4), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image, np.asarray(whole))
+    assert load_dataset(npz(tmp_path, images, image_size=4, resize='stretch')).notes == ()
+    (note,) = load_dataset(npz(tmp_path, images, resize='stretch')).notes
+    assert note == "config.data.resize='stretch' has no effect: config.data.image_size is 0"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(0, 4))
+def test_padding_is_black_and_keeps_the_image_in_the_centre(h, w, channels, more):
+    images = np.random.default_rng(h * 10 + w).integers(1, 256, (2, h, w, channels), dtype=np.uint8)  # no black pixel
+    pad = max(h, w) + more
+    result = padded(images, pad)
+    assert result.shape == (2, pad, pad, channels)
+    rows, columns = (np.flatnonzero(result[0].any(axis=axis)[:, 0]) for axis in (1, 0))
+    for found, size in ((rows, h), (columns, w)):
+        assert len(found) == size and found[0] == (pad - size) // 2 and found[-1] - found[0] == size - 1
+    np.testing.assert_array_equal(result[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], images)
+    assert np.count_nonzero(result) == images.size
+
+
+def test_pad_applies_after_resizing_and_changes_the_digest(tmp_path, arrays):
+    plain = load_dataset(npz(tmp_path, arrays, image_size=6))
+    dataset = load_dataset(npz(tmp_path, arrays, image_size=6, pad=8))
+    np.testing.assert_array_equal(dataset.train.images[:, 1:7, 1:7], plain.train.images)
+    assert dataset.test.images.shape == (5, 8, 8, 3) and dataset.digest != plain.digest
+    assert load_dataset(npz(tmp_path, arrays, pad=4)).digest == load_dataset(npz(tmp_path, arrays)).digest
+    with pytest.raises(InputError, match=r'config\.data\.pad=3: the images are 4x4 pixels; must be at least 4, or 0'):
+        load_dataset(npz(tmp_path, arrays, pad=3))
+
+
+def numbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Training image i has the value i everywhere."""
+    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * np.ones((1, 4, 4, 3), np.uint8)
+    return arrays | {'train_images': images}
+
+
+@pytest.mark.parametrize('validation_examples', [1, 6, 19])
+def test_validation_set_is_fixed_and_disjoint_from_training(tmp_path, arrays, validation_examples):
+    arrays = numbered(arrays)
+    index = lambda split: split.images[:, 0, 0, 0].tolist()
+    dataset, again = (load_dataset(npz(tmp_path, arrays, validation_examples=validation_examples)) for _ in range(2))
+    assert index(dataset.validation) == index(again.validation) == sorted(index(dataset.validation))
+    assert sorted(index(dataset.train) + index(dataset.validation)) == list(range(20))
+    np.testing.assert_array_equal(dataset.validation.labels, np.array(index(dataset.validation)) % 3)
+    assert len(dataset.validation.labels) == validation_examples
+    small = load_dataset(npz(tmp_path, arrays, validation_examples=validation_examples, train_examples=1))
+    assert index(small.validation) == index(dataset.validation) and set(index(small.train)) <= set(index(dataset.train))
+
+
+def test_validation_set_is_random_sized_padded_and_in_the_digest(tmp_path, arrays):
+    arrays = numbered(arrays)
+    plain = load_dataset(npz(tmp_path, arrays))
+    dataset = load_dataset(npz(tmp_path, arrays, validation_examples=8, image_size=5, pad=6))
+    chosen = dataset.validation.images[:, 2, 2, 0].tolist()
+    assert chosen not in (list(range(8)), list(range(12, 20)))
+    assert dataset.validation.images.shape == (8, 6, 6, 3)
+    assert plain.validation is None
+    digests = {load_dataset(npz(tmp_path, arrays, validation_examples=count)).digest for count in (0, 1, 2)}
+    assert len(digests) == 3
+
+
+def test_too_many_validation_examples_are_refused(tmp_path, arrays):
+    for fields, left in (
+        ({'validation_examples': 20}, 1),
+        ({'validation_examples': 5, 'train_examples': 16}, 16),
+    ):
+        with pytest.raises(InputError, match=rf'validation_examples=.*: of 20 training examples, at least {left} must'):
+            load_dataset(npz(tmp_path, arrays, **fields))
+    dataset = load_dataset(npz(tmp_path, arrays, validation_examples=5, train_examples=15))
+    assert len(dataset.train.labels) == 15
+
+
+def test_config_of_an_earlier_version_still_loads(tmp_path, arrays):
+    config = npz(tmp_path, arrays, image_size=6)
+    expected = load_dataset(config).digest
+    for name in ('resize', 'pad', 'validation_examples'):
+        delattr(config, name)
+    assert load_dataset(config).digest == expected

@@ -12,17 +12,11 @@ import pytest
 from image_sets import data_config, random_images, write_folder
 from PIL import Image
 
-from pnn_jax.data import load_dataset
+from pnn_jax.data import load_dataset, stream_batches
 from pnn_jax.data.batches import epoch_order, host_share
 from pnn_jax.data.images import NUM_THREADS
-from pnn_jax.data.streaming import (
-    BATCHES_AHEAD,
-    STREAMS,
-    open_stream,
-    random_part,
-    stream_eval_batches,
-    stream_train_batches,
-)
+from pnn_jax.data.stream_batches import BATCHES_AHEAD, random_part, stream_eval_batches, stream_train_batches
+from pnn_jax.data.streams import STREAMS, open_stream
 from pnn_jax.errors import InputError
 
 KEY = jax.random.key(5)
@@ -181,11 +175,9 @@ def test_photographs_of_any_size_become_224(tmp_path):
 
 
 def test_only_a_few_batches_are_decoded_ahead_and_nothing_after_the_end(folder, monkeypatch):
-    from pnn_jax.data import streaming
-
     decoded = []
-    decode = streaming.decode_image
-    monkeypatch.setattr(streaming, 'decode_image', lambda *args: decoded.append(1) or decode(*args))
+    decode = stream_batches.decode_image
+    monkeypatch.setattr(stream_batches, 'decode_image', lambda *args: decoded.append(1) or decode(*args))
     batches = stream_train_batches(opened(folder), key=KEY, epoch=0, start_step=0, batch_size=1)
     for taken in range(1, 4):
         next(batches)
@@ -231,15 +223,77 @@ def test_prepared_set_streams_and_unlabelled_test_gives_way_to_validation(tmp_pa
     assert sorted(found[:6]) == list(range(6)) and sorted(found[6:]) == [6, 7, 8, 9]
 
 
+@pytest.mark.parametrize('resize', ['crop', 'stretch'])
+def test_sizes_are_those_of_the_set_in_memory(tmp_path, resize):
+    images = {(split, name): random_images(0, 3, 5, 9, 3) for split in ('train', 'test') for name in 'ab'}
+    fields = {'image_size': 6, 'resize': resize, 'pad': 9}
+    root = write_folder(tmp_path / 'set', images)
+    stream, memory = opened(root, **fields), load_dataset(data_config('folder', root, **fields))
+    (batch,) = stream_eval_batches(stream, batch_size=6)
+    np.testing.assert_array_equal(batch['image'], memory.test.images)
+    (batch,) = epoch_batches(stream, batch_size=6)
+    np.testing.assert_array_equal(batch['image'], memory.train.images[np.asarray(epoch_order(KEY, 0, 6))])
+    assert stream.image_shape == (9, 9, 3)
+    plain = opened(root, image_size=6, resize=resize)
+    assert plain.digest != stream.digest
+    (batch,) = stream_eval_batches(plain, batch_size=6)
+    np.testing.assert_array_equal(batch['image'], memory.test.images[:, 1:7, 1:7])
+
+
+def test_stretched_parts_keep_their_scale_in_evaluation(tmp_path):
+    rows = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 32, 3))
+    root = write_folder(tmp_path / 'set', {(split, 'a'): rows[None] for split in ('train', 'test')})
+    stream = opened(root, augment='resized_crop_flip', image_size=8, resize='stretch')
+    (batch,) = stream_eval_batches(stream, batch_size=1)
+    expected = Image.fromarray(rows[4:60, 2:30]).resize((8, 8), Image.Resampling.BILINEAR)
+    assert np.abs(batch['image'][0].astype(int) - np.asarray(expected)).max() <= 4  # pixels beside the box count a bit
+
+
+def test_validation_examples_are_those_of_the_set_in_memory(folder):
+    stream = opened(folder, validation_examples=4)
+    memory = load_dataset(data_config('folder', folder, validation_examples=4))
+    batches = list(stream_eval_batches(stream, batch_size=3, split='validation'))
+    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    assert found['batch_mask'].tolist() == [True] * 4 + [False] * 2
+    np.testing.assert_array_equal(found['image'][:4], memory.validation.images)
+    np.testing.assert_array_equal(found['label'][:4], memory.validation.labels)
+    train = np.concatenate([batch['image'] for batch in epoch_batches(stream)])
+    np.testing.assert_array_equal(train, memory.train.images[np.asarray(epoch_order(KEY, 0, 9))])
+    assert opened(folder).validation is None and opened(folder).digest != stream.digest
+
+
+def test_notes_and_class_names_are_those_of_the_set_in_memory(folder):
+    assert opened(folder).notes == ()
+    fields = {'train_examples': 1}
+    assert opened(folder, **fields).notes == load_dataset(data_config('folder', folder, **fields)).notes != ()
+    for name in ('train', 'test'):
+        (folder / name / 'a').rename(folder / name / 'e\u0301')
+        (folder / name / 'b').rename(folder / name / '\u00e9')
+    with pytest.raises(InputError, match='classes 0 and 1 are both named'):
+        opened(folder)
+
+
+def test_leftovers_are_no_change_of_the_set(folder):
+    expected = opened(folder).digest
+    (folder / 'train' / 'a' / 'Thumbs.db').write_bytes(b'x')
+    (folder / 'train' / 'labels.csv').write_bytes(b'x')
+    assert opened(folder).digest == expected
+
+
 def test_bad_input_is_named(folder, tmp_path):
     assert set(STREAMS) == {'stream_folder', 'stream_tfds'}
     for fields, message in (
         ({'image_size': 0}, r'config\.data\.image_size=0: stream_folder needs a size'),
         ({'train_examples': 14}, r'train_examples=14: there are only 13'),
         ({'mean': (0.5, 0.5)}, r'config\.data\.mean'),
+        ({'pad': 7}, r'config\.data\.pad=7: must be at least config\.data\.image_size=8, or 0'),
+        ({'validation_examples': 13}, r'validation_examples=13: of 13 training examples, at least 1 must be left'),
     ):
         with pytest.raises(InputError, match=message):
             opened(folder, **fields)
+    for url in ('s3://bucket/x', 'https://host/x'):
+        with pytest.raises(InputError, match=rf'config\.data\.path={url}: URLs are not read'):
+            opened(url)
     with pytest.raises(InputError, match='path is empty'):
         opened('')
     with pytest.raises(InputError, match='is not prepared'):

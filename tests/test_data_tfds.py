@@ -1,5 +1,7 @@
 """Prepared TFDS sets without TensorFlow, and what happens where a set is not prepared."""
 
+import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from image_sets import data_config
 
 from pnn_jax.data import load_dataset
+from pnn_jax.data.streams import open_stream
 from pnn_jax.data.tfds import NAMES
 from pnn_jax.errors import InputError
 
@@ -63,6 +66,48 @@ def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, 'get_default_data_dir', lambda: str(tmp_path))
     with pytest.raises(InputError, match=f'not prepared in {tmp_path}; .* --name=mnist$'):
         load_dataset(data_config('tfds', '', name='mnist'))
+
+
+def test_default_folder_needs_a_home_directory(monkeypatch, capsys, tmp_path):
+    import tensorflow_datasets as tfds
+
+    from pnn_jax.data import prepare
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+    monkeypatch.setattr(pwd, 'getpwuid', lambda uid: {}[uid])  # as for a user without an entry
+    message = 'empty: the default of tfds.=.*: the home directory of ~ is not known'
+    with pytest.raises(InputError, match=rf'^config\.data\.path .{message}'):
+        load_dataset(data_config('tfds', ''))
+    monkeypatch.setitem(sys.modules, 'tensorflow', tfds)
+    assert prepare.main(['--name=cifar10']) == 2
+    assert re.match(f'error: --path .{message}.*\n$', capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_urls_are_refused_before_anything_is_downloaded(monkeypatch, capsys):
+    import tensorflow_datasets as tfds
+
+    from pnn_jax.data import prepare
+
+    with pytest.raises(InputError, match=r'^config\.data\.path=gs://bucket/x: URLs are not read'):
+        load_dataset(data_config('tfds', 'gs://bucket/x'))
+    monkeypatch.setitem(sys.modules, 'tensorflow', tfds)
+    assert prepare.main(['--name=cifar10', '--path=gs://bucket/x']) == 2
+    assert capsys.readouterr().err.startswith('error: --path=gs://bucket/x: URLs are not read')
+
+
+def test_what_systems_leave_is_no_change_of_the_set(prepared, tmp_path):
+    root = shutil.copytree(prepared, tmp_path / 'data')
+    expected = open_stream(data_config('stream_tfds', root, image_size=8)).digest
+    for name in ('.DS_Store', 'desktop.ini'):
+        (root / 'cifar10' / '3.0.2' / name).write_bytes(b'x')
+    assert open_stream(data_config('stream_tfds', root, image_size=8)).digest == expected
+    load_dataset(data_config('tfds', root, cache_dir=str(tmp_path / 'kept')))
+    (root / 'cifar10' / '3.0.2' / 'Thumbs.db').write_bytes(b'x')
+    load_dataset(data_config('tfds', root, cache_dir=str(tmp_path / 'kept')))
+    assert len(list((tmp_path / 'kept').iterdir())) == 2
 
 
 def test_set_prepared_in_another_format_or_damaged_is_named(prepared, tmp_path):

@@ -1,6 +1,8 @@
 """Data sets: `load_dataset(config.data)` gives uint8 images, labels and class names, whatever the source.
 
-To add a source, write a function config.data -> Dataset and add a line to SOURCES.
+To add a source that fits in memory, write a function `config.data -> Dataset` in a file of its own here, and add a line
+to SOURCES. It only reads: names, subsets, sizes, padding and the digest are the same for all sources and are handled
+below. For a source that stays on disk, see `streams.py`.
 """
 
 import dataclasses
@@ -8,17 +10,26 @@ from collections.abc import Callable
 
 from pnn_jax.data.arrays import load_digits, load_npz
 from pnn_jax.data.cifar import load_cifar
-from pnn_jax.data.dataset import Dataset, Split, digest_of, fixed_subset, make_split
+from pnn_jax.data.dataset import (
+    Dataset,
+    Split,
+    added_field,
+    check_class_names,
+    digest_of,
+    make_split,
+    notes_on,
+    training_subsets,
+)
 from pnn_jax.data.folder import load_folder
 from pnn_jax.data.idx import load_idx
-from pnn_jax.data.images import resized_images
-from pnn_jax.data.streaming import STREAMS, Stream, open_stream
+from pnn_jax.data.images import RESIZES, padded, resized_images
+from pnn_jax.data.streams import STREAMS, Stream, open_stream
 from pnn_jax.data.tfds import load_tfds
 from pnn_jax.errors import InputError
 
 __all__ = ['SOURCES', 'Dataset', 'Split', 'Stream', 'load_data', 'load_dataset']
 
-# config.data.source -> function(config.data) -> Dataset, complete and without a digest.
+# config.data.source -> function(config.data) -> Dataset of all images as they are stored, without a digest.
 SOURCES: dict[str, Callable[..., Dataset]] = {
     'digits': load_digits,
     'tfds': load_tfds,
@@ -30,10 +41,10 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
 
 
 def load_dataset(data_config) -> Dataset:
-    """Loads what config.data says, checked, resized, cut down to config.data.train_examples, with its digest.
+    """Loads what config.data says: checked, split, resized, padded, with its digest.
 
     Raises:
-        InputError: the data are missing or damaged, or break a rule of `make_split`.
+        InputError: the data are missing or damaged, or break a rule of `make_split` or `check_class_names`.
     """
     if data_config.source not in SOURCES:
         raise InputError(f'config.data.source={data_config.source!r}: must be one of {", ".join(SOURCES)}')
@@ -42,29 +53,45 @@ def load_dataset(data_config) -> Dataset:
     if data_config.augment == 'resized_crop_flip':
         raise InputError("config.data.augment='resized_crop_flip': only for streamed sources")
     dataset = SOURCES[data_config.source](data_config)
-    train, test = (
+    check_class_names(dataset.class_names, dataset.name)
+    all_train, test = (
         make_split(split.images, split.labels, len(dataset.class_names), f'{dataset.name}, {name} set')
         for name, split in (('training', dataset.train), ('test', dataset.test))
     )
-    if data_config.train_examples:
-        chosen = fixed_subset(len(train.labels), data_config.train_examples)
-        train = Split(train.images[chosen], train.labels[chosen])
-    if data_config.image_size:
-        train, test = (_resized(split, data_config.image_size) for split in (train, test))
+    train_index, validation_index = training_subsets(len(all_train.labels), data_config)
+    splits = [_subset(all_train, train_index), test]
+    if len(validation_index):
+        splits.append(_subset(all_train, validation_index))
+    splits = [_sized(split, data_config) for split in splits]
+    train, test = splits[:2]
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
             f'{dataset.name}: training images have shape {train.images.shape[1:]} and test images '
             f'{test.images.shape[1:]}; set config.data.image_size to resize both'
         )
-    return dataclasses.replace(dataset, train=train, test=test, digest=digest_of(train, test))
+    return dataclasses.replace(
+        dataset,
+        train=train,
+        test=test,
+        validation=splits[2] if len(validation_index) else None,
+        digest=digest_of(*splits),
+        notes=notes_on(data_config, train.labels, dataset.class_names),
+    )
 
 
 def load_data(data_config) -> Dataset | Stream:
-    """What `config.data` says: in memory, or as a stream."""
+    """What config.data says: in memory, or as a stream. Errors as `load_dataset` and `open_stream`."""
     return open_stream(data_config) if data_config.source in STREAMS else load_dataset(data_config)
 
 
-def _resized(split: Split, image_size: int) -> Split:
-    if split.images.shape[1:3] == (image_size, image_size):
+def _subset(split: Split, index) -> Split:
+    if len(index) == len(split.labels):  # all of them: not copied
         return split
-    return Split(resized_images(split.images, image_size), split.labels)
+    return Split(split.images[index], split.labels[index])
+
+
+def _sized(split: Split, data_config) -> Split:
+    images, size = split.images, data_config.image_size
+    if size and images.shape[1:3] != (size, size):
+        images = resized_images(images, size, RESIZES[added_field(data_config, 'resize')])
+    return Split(padded(images, added_field(data_config, 'pad')), split.labels)

@@ -2,15 +2,20 @@
 
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from pnn_jax.data.dataset import Dataset, Split, make_split, numbered_classes
 from pnn_jax.data.images import check_fits_memory, resized_images
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, one_line, os_reason
+from pnn_jax.paths import local_path
 
 DIGITS_IMAGE_SIZE = 16
+
+# What zipfile, zlib and numpy raise for a damaged .npz file, besides OSError.
+_DAMAGE = (EOFError, KeyError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 def load_digits(data_config) -> Dataset:
@@ -37,15 +42,15 @@ def load_digits(data_config) -> Dataset:
 def load_npz(data_config) -> Dataset:
     """Reads the arrays train_images, train_labels, test_images, test_labels and, if there, class_names.
 
-    Images are uint8 [n, h, w, 1 or 3], labels integers [n]; without class_names classes are called '0', '1', ...
+    Images are uint8 [n, h, w, 1 or 3], labels integers [n]. Without class_names the classes are named '0', '1', ...
 
     Raises:
         InputError: an array is missing or not of this form.
     """
-    path = Path(data_config.path).expanduser()
+    path = local_path(data_config.path, 'config.data.path')
     try:
         with zipfile.ZipFile(path) as archive:
-            check_fits_memory(sum(member.file_size for member in archive.infolist()))
+            _check_members(archive, path)
         with np.load(path, allow_pickle=False) as file:
             missing = [f'{split}_{kind}' for split in ('train', 'test') for kind in ('images', 'labels')]
             missing = [name for name in missing if name not in file]
@@ -59,10 +64,19 @@ def load_npz(data_config) -> Dataset:
                 make_split(file[f'{split}_images'], file[f'{split}_labels'], len(class_names), f'{path}: {split}')
                 for split in ('train', 'test')
             )
-    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f'{path}: not a readable .npz file ({error})') from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{path}: not a readable .npz file ({error})') from None
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f'{path}: not a readable .npz file ({os_reason(error)})') from None
+    except _DAMAGE as error:
+        raise InputError(f'{path}: not a readable .npz file ({one_line(error)})') from None
     return Dataset(path.stem, train, test, class_names)
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises InputError where the arrays are too large, or two of them have one name: only one would be read."""
+    members = archive.infolist()
+    check_fits_memory(sum(member.file_size for member in members))
+    for name, count in Counter(member.filename.removesuffix('.npy') for member in members).items():
+        if count > 1:
+            raise InputError(f'{path}: holds {count} arrays named {name!r}; names must differ')

@@ -1,4 +1,7 @@
-"""Augmentation and normalisation, inside the compiled step."""
+"""Augmentation and normalisation, inside the compiled step.
+
+To add an augmentation, write a function (key, images) -> images and add a line to AUGMENTATIONS.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,22 +12,30 @@ PADDING = 4  # pixels of black on every side before the random crop
 
 
 def keep(key: jax.Array, images: jax.Array) -> jax.Array:
-    """The images as they are."""
+    """Returns the images unchanged."""
     del key
     return images
 
 
 def crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """A random crop of each image after black padding, mirrored half of the time; uint8 [b, h, w, c] in and out.
+    """A random crop of each image after black padding, mirrored half of the time.
 
-    Offsets are uniform in 0..2*PADDING, for rows and columns apart. As torchvision's RandomCrop(size, padding=4) and
-    RandomHorizontalFlip, before anything is normalised (michaelklachko/pnn.pytorch dataloader.py).
+    The same as torchvision's RandomCrop(size, padding=4) and RandomHorizontalFlip, before normalisation
+    (michaelklachko/pnn.pytorch dataloader.py). Offsets are uniform in 0..2*PADDING, drawn separately for rows and
+    columns.
+
+    Args:
+        key: typed PRNG key.
+        images: uint8 [b, h, w, c].
+
+    Returns:
+        uint8 [b, h, w, c].
     """
     b, h, w, _ = images.shape
     offset_key, flip_key = jax.random.split(key)
     offsets = jax.random.randint(offset_key, (b, 2, 1), 0, 2 * PADDING + 1)
     flip = jax.random.bernoulli(flip_key, shape=(b, 1))
-    rows = offsets[:, 0] + jnp.arange(h)[None]  # [b, h]: which row of the padded image goes where
+    rows = offsets[:, 0] + jnp.arange(h)[None]  # [b, h]: row of the padded image, for each row of the crop
     columns = jnp.arange(w)[None]
     columns = offsets[:, 1] + jnp.where(flip, w - 1 - columns, columns)
     images = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
@@ -36,7 +47,7 @@ def crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     'none': keep,
     'crop_flip': crop_flip,
-    'resized_crop_flip': keep,  # streaming.py does it while it decodes
+    'resized_crop_flip': keep,  # stream_batches.py does it while it decodes
 }
 
 
@@ -49,18 +60,21 @@ def preprocess(
     key: jax.Array | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-    """What a network sees of uint8 images [b, h, w, c]: (augmented / 255 - mean) / std, in `dtype`.
+    """The input of a network from uint8 images: (augmented / 255 - mean) / std.
 
-    Every image has its own draws, whichever device holds it, so the result does not depend on how the batch is
-    sharded. Padding is black before the normalisation: its value is -mean / std.
+    Every image has random draws of its own, so the result does not depend on how the batch is sharded. Padding is black
+    before the normalisation, so its value after it is -mean / std.
 
     Args:
         images: uint8 [b, h, w, c].
-        mean: of each channel, of pixels in [0, 1].
-        std: likewise.
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel, for pixels in [0, 1].
         augment: a name of AUGMENTATIONS; 'none' in evaluation.
         key: typed PRNG key; not needed for 'none'.
         dtype: of the result; the arithmetic is float32.
+
+    Returns:
+        [b, h, w, c] in `dtype`.
     """
     images = AUGMENTATIONS[augment](key, images)
     per_channel = (1, 1, 1, images.shape[-1])

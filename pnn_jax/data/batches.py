@@ -1,4 +1,4 @@
-"""Which examples make up which step: a function of the run's key, the epoch and the step, and of nothing else."""
+"""Which examples make up which step. It depends on the run's key, the epoch and the step, and on nothing else."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import numpy as np
 
 HostBatch = dict[str, np.ndarray]
 
-# Set apart from the steps, whose keys are fold_in(key, step): no run has that many.
+# The keys of steps are fold_in(key, step). No run has this many steps, so the keys of orders differ from them.
 _ORDER = 2**32 - 1
 
 
@@ -26,8 +26,8 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def host_share(batch_size: int, *, device_count: int, process_index: int, process_count: int) -> slice:
     """The part of a batch that one process loads.
 
-    Processes hold equal parts, one after the other, where the batch can be sharded evenly over all devices; where it
-    cannot (the last one of an epoch), every process holds all of it and the batch is replicated.
+    A batch that divides evenly over all devices is sharded: processes hold equal, consecutive parts. Any other batch
+    (the last one of an epoch) is replicated: every process holds all of it.
     """
     if batch_size % device_count:
         return slice(0, batch_size)

@@ -1,27 +1,74 @@
-"""Decoded images on disk, so that a set is decoded once, under a key that notices changed files."""
+"""Decoded images on disk, so that a set is decoded only once. The cache saves time and never fails a run."""
 
 import hashlib
 import json
 import logging
 import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from pnn_jax.data.images import check_fits_memory
+from pnn_jax.errors import one_line, os_reason
+from pnn_jax.paths import UnknownHomeError, local_path, replacing
 
 Arrays = dict[str, np.ndarray]
 
 
+def cached(
+    cache_dir: str, name: str, files: Iterable[os.PathLike | str], settings: Iterable, decode: Callable[[], Arrays]
+) -> Arrays:
+    """The arrays that an earlier call stored for the same files and settings, or else `decode()`, which is stored.
+
+    The cache file is an uncompressed .npz with checksums. Where it cannot be read or written, a warning says why, and
+    decode() is called. Deleting the folder is always safe.
+
+    Args:
+        cache_dir: config.data.cache_dir.
+        name: first part of the name of the cache file.
+        files: what decode() reads; the cache is not used once one of them changes.
+        settings: what else the arrays depend on, as values that JSON can hold.
+        decode: makes the arrays.
+
+    Raises:
+        InputError: `cache_dir` is a URL, or decode() raised it.
+    """
+    path = _cache_file(cache_dir, name, files, settings)
+    if path is None:
+        return decode()
+    try:
+        check_fits_memory(path.stat().st_size)
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+        reason = os_reason(error) if isinstance(error, OSError) else one_line(error)
+        logging.warning('%s: damaged or unreadable (%s); the images are decoded again', path, reason)
+    arrays = decode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        logging.warning('config.data.cache_dir: decoded images are not kept in %s (%s)', path.parent, os_reason(error))
+    return arrays
+
+
 def cache_folder(cache_dir: str) -> Path:
-    """Where decoded images go: `cache_dir`, else the environment's PNN_JAX_CACHE, else ~/.cache/pnn_jax."""
-    return Path(cache_dir or os.environ.get('PNN_JAX_CACHE') or '~/.cache/pnn_jax').expanduser()
+    """Where decoded images go: `cache_dir`, else the environment's PNN_JAX_CACHE, else ~/.cache/pnn_jax.
+
+    Raises:
+        InputError: the folder is a URL.
+        UnknownHomeError: the folder begins with `~`, and no home directory is known.
+    """
+    if not cache_dir and (variable := os.environ.get('PNN_JAX_CACHE')):
+        return local_path(variable, 'PNN_JAX_CACHE')
+    return local_path(cache_dir or '~/.cache/pnn_jax', 'config.data.cache_dir')
 
 
-def file_key(files: Iterable[os.PathLike | str], *settings) -> str:
+def file_key(files: Iterable[os.PathLike | str], settings: Iterable) -> str:
     """A key that changes when a file is added, renamed, resized or rewritten (path, size, time of change)."""
     state = [list(settings)]
     for file in files:
@@ -30,31 +77,12 @@ def file_key(files: Iterable[os.PathLike | str], *settings) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:24]
 
 
-def cached(cache_dir: str, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """The arrays of an earlier call with the same name and key, or make(), kept for the next time.
-
-    The file is an uncompressed .npz, whose checksums are verified. It only saves time: where it is damaged or cannot
-    be written, a warning says so and make() is called. Deleting the folder is always safe.
-    """
-    path = cache_folder(cache_dir) / f'{name}-{key}.npz'
+def _cache_file(cache_dir: str, name: str, files: Iterable, settings: Iterable) -> Path | None:
+    """The cache file, or None, after a warning, where there cannot be one."""
     try:
-        check_fits_memory(path.stat().st_size)
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning('%s is damaged and made anew (%s)', path, error)
-    arrays = make()
-    temporary = ''
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix='.tmp')
-        with os.fdopen(descriptor, 'wb') as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
+        return cache_folder(cache_dir) / f'{name}-{file_key(files, settings)}.npz'
+    except UnknownHomeError as error:
         logging.warning('decoded images are not kept: %s', error)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-    return arrays
+    except OSError as error:
+        logging.warning('decoded images are not kept: %s (%s)', error.filename, os_reason(error))
+    return None

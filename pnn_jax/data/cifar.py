@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 in the form that torchvision downloads: a folder of pickles or the .tar.gz of it."""
+"""CIFAR-10 and CIFAR-100 as torchvision downloads them: a folder of pickles, or the .tar.gz of it."""
 
 import dataclasses
 import io
+import os
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from pnn_jax.data.dataset import Dataset, Split, make_split
-from pnn_jax.data.files import read_bytes
+from pnn_jax.data.files import find_folder, read_bytes
 from pnn_jax.data.pickles import PickleError, read_pickle
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, one_line
+from pnn_jax.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where one of the two sets keeps what."""
+    """The names of one of the two sets: files, and keys in their dictionaries."""
 
     folder: str
     archive: str
@@ -50,29 +52,44 @@ LAYOUTS = {
 
 
 def load_cifar(data_config) -> Dataset:
-    """Reads the set config.data.name at config.data.path: the folder, the archive, or a folder that holds either.
+    """Reads the set config.data.name at config.data.path.
 
+    The path is the folder of batches, its archive, or a folder that holds either of them at most three levels below.
     Archives are read in memory and pickles as data, so that neither can write a file or run code.
 
     Raises:
-        InputError: something is missing, damaged, or more than plain data.
+        InputError: something is missing, damaged, ambiguous, or more than plain data.
     """
     if data_config.name not in LAYOUTS:
         raise InputError(
             f'config.data.name={data_config.name!r}: must be one of {", ".join(LAYOUTS)} for the source cifar'
         )
     layout = LAYOUTS[data_config.name]
-    path = Path(data_config.path).expanduser()
-    for candidate in (path / layout.folder, path / layout.archive):
-        if candidate.exists():
-            path = candidate
-            break
+    path = _locate(local_path(data_config.path, 'config.data.path'), layout)
     files = _in_folder(path, layout) if path.is_dir() else _in_archive(path, layout)
     class_names = _class_names(files, layout)
     parts = [_batch(files, name, layout, len(class_names)) for name in layout.train]
     train = Split(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
     test = _batch(files, layout.test, layout, len(class_names))
     return Dataset(data_config.name, train, test, class_names)
+
+
+def _locate(path: Path, layout: _Layout) -> Path:
+    """The folder of batches or the archive that `path` is or holds; the folder where both are there."""
+    if path.is_file():
+        return path
+
+    def holds(folder: Path) -> bool:
+        if any(os.path.exists(folder / name) for name in (layout.folder, layout.archive)):
+            return True
+        there = [os.path.isfile(folder / name) for name in _wanted(layout)]
+        return any(there) if folder == path else all(there)
+
+    folder = find_folder(path, holds, f'{layout.folder} or {layout.archive}')
+    for name in (layout.folder, layout.archive):
+        if os.path.exists(folder / name):
+            return folder / name
+    return folder
 
 
 def _wanted(layout: _Layout) -> tuple[str, ...]:
@@ -83,7 +100,7 @@ def _in_folder(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
     """Name of a file -> (its path, for errors; its content)."""
     missing = [name for name in _wanted(layout) if not (path / name).is_file()]
     if missing:
-        raise InputError(f'config.data.path={str(path)!r}: there is no {missing[0]} (nor {layout.archive}) in it')
+        raise InputError(f'config.data.path={path}: there is no {missing[0]} (nor {layout.archive}) in it')
     return {name: (str(path / name), read_bytes(path / name)) for name in _wanted(layout)}
 
 
@@ -104,7 +121,7 @@ def _in_archive(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f'{path}: damaged archive ({error})') from None
+        raise InputError(f'{path}: damaged archive ({one_line(error)})') from None
     missing = [name for name in _wanted(layout) if name not in files]
     if missing:
         raise InputError(f'{path}: there is no {layout.folder}/{missing[0]} in it')

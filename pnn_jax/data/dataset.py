@@ -2,10 +2,20 @@
 
 import dataclasses
 import hashlib
+import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
 from pnn_jax.errors import InputError
+
+# Fields of config.data that are younger than some runs. A config.json without them means these values.
+ADDED_FIELDS = {'resize': 'crop', 'pad': 0, 'validation_examples': 0}
+
+
+def added_field(data_config, name: str):
+    """config.data's field `name`, one of ADDED_FIELDS, or its default where the config was written before it."""
+    return getattr(data_config, name, ADDED_FIELDS[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +28,25 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set in memory. `digest` (sha256, hex) covers the pixels and labels of both splits."""
+    """A data set in memory.
+
+    Attributes:
+        name: of the set.
+        train: what is trained on; without the validation examples.
+        test: what is evaluated.
+        class_names: name of each label; no two are equal.
+        digest: sha256 (hex) over pixels and labels of all splits.
+        validation: split off the training set; None where config.data.validation_examples is 0.
+        notes: what the user should know about the data, one line each.
+    """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
     digest: str = ''
+    validation: Split | None = None
+    notes: tuple[str, ...] = ()
 
 
 def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, what: str) -> Split:
@@ -48,7 +70,8 @@ def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, what: s
         raise InputError(f'{what}: there are no images (shape {list(images.shape)})')
     if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
         raise InputError(
-            f'{what}: labels are {labels.dtype} {list(labels.shape)}; integers [{len(images)}] are needed, one an image'
+            f'{what}: labels are {labels.dtype} {list(labels.shape)}; integers [{len(images)}] are needed, '
+            'one for each image'
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
@@ -70,20 +93,77 @@ def numbered_classes(train_labels: np.ndarray) -> tuple[str, ...]:
     return tuple(str(label) for label in range(largest + 1))
 
 
-def fixed_subset(n: int, num_examples: int) -> np.ndarray:
-    """Which of n training examples config.data.train_examples keeps: a random choice, but always the same, in order.
+def same_name(name: str) -> str:
+    """A form of a class name that is equal for names that look equal.
 
-    0 keeps all of them; InputError for more than there are.
+    Unicode writes an accented letter as one code point or as two. macOS stores file names in the second form, so that
+    one class can have both forms in train/ and test/.
     """
-    if num_examples > n:
-        raise InputError(f'config.data.train_examples={num_examples}: there are only {n}')
-    return np.sort(np.random.RandomState(0).permutation(n)[: num_examples or n])
+    return unicodedata.normalize('NFC', name)
 
 
-def digest_of(train: Split, test: Split) -> str:
-    """sha256 (hex) over shapes, pixels and labels of both splits."""
+def check_class_names(class_names: Sequence[str], what: str) -> None:
+    """Raises InputError where two classes have one name: results per class would be merged silently.
+
+    Args:
+        class_names: of the set.
+        what: names the set in errors.
+    """
+    seen = {}
+    for label, name in enumerate(class_names):
+        other = seen.setdefault(same_name(name), label)
+        if other != label:
+            how = '' if class_names[other] == name else ', in two Unicode forms that look the same'
+            raise InputError(f'{what}: classes {other} and {label} are both named {name!r}{how}; names must differ')
+
+
+def notes_on(data_config, train_labels: np.ndarray | None, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What is probably not as the user meant it, but is no error; one line each.
+
+    Args:
+        data_config: config.data.
+        train_labels: int [n], or None where labels are not known before training.
+        class_names: of the set.
+    """
+    notes = []
+    if added_field(data_config, 'resize') != 'crop' and not data_config.image_size:
+        notes.append(f'config.data.resize={data_config.resize!r} has no effect: config.data.image_size is 0')
+    if train_labels is not None:
+        empty = np.flatnonzero(np.bincount(train_labels, minlength=len(class_names)) == 0)
+        names = ', '.join(repr(class_names[label]) for label in empty[:10]) + (', ...' if len(empty) > 10 else '')
+        hint = '; labels count from 0' if list(empty) == [0] else ''
+        if len(empty):
+            notes.append(f'classes without a training example ({len(empty)} of {len(class_names)}): {names}{hint}')
+    return tuple(notes)
+
+
+def training_subsets(n: int, data_config) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n training examples are trained on, and which are for validation: two sorted arrays of indices.
+
+    Both are random choices, but always the same ones, and never share an example. The validation examples depend only
+    on n and config.data.validation_examples; config.data.train_examples takes from the others, and 0 takes all.
+
+    Raises:
+        InputError: the set has not that many.
+    """
+    num_train, num_validation = data_config.train_examples, added_field(data_config, 'validation_examples')
+    if num_train > n:
+        raise InputError(f'config.data.train_examples={num_train}: there are only {n}')
+    if num_validation and max(num_train, 1) + num_validation > n:
+        raise InputError(
+            f'config.data.validation_examples={num_validation}: of {n} training examples, at least {max(num_train, 1)} '
+            'must be left to train on'
+        )
+    order = np.random.RandomState(0).permutation(n)
+    end = n - num_validation
+    return np.sort(order[: num_train or end]), np.sort(order[end:])
+
+
+def digest_of(*splits: Split) -> str:
+    """sha256 (hex) over shapes, pixels and labels of the splits."""
     digest = hashlib.sha256()
-    for array in (train.images, train.labels, test.images, test.labels):
-        digest.update(f'{array.dtype}{array.shape}'.encode())
-        digest.update(np.ascontiguousarray(array).data)
+    for split in splits:
+        for array in (split.images, split.labels):
+            digest.update(f'{array.dtype}{array.shape}'.encode())
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pnn_jax.data.batches import HostBatch, epoch_order, padded_batches, steps_per_epoch
 from pnn_jax.data.dataset import Dataset
-from pnn_jax.data.streaming import Stream, stream_eval_batches, stream_train_batches
+from pnn_jax.data.stream_batches import stream_eval_batches, stream_train_batches
+from pnn_jax.data.streams import Stream
 from pnn_jax.hosts import replicate
 
 BATCH_AXIS = 'batch'

@@ -1,8 +1,9 @@
-"""One image file to pixels: PNG or JPEG by content, whatever its name says.
+"""From image files to pixels, resized and padded.
 
-Grey, palette, CMYK and transparent images are converted as PIL converts them (transparency is dropped, not blended);
-16-bit samples keep their high byte. Refused with one line: animations, more than MAX_PIXELS pixels, anything damaged
-or of another format. Orientation tags are ignored, as torchvision ignores them.
+PNG, JPEG and WebP are told apart by content, whatever the name says. Grey, palette, CMYK and transparent images are
+converted as PIL converts them (transparency is dropped, not blended). 16-bit samples keep their high byte. Orientation
+tags are ignored, as torchvision ignores them. Refused with one line: animations, more than MAX_PIXELS pixels, anything
+damaged or of another format.
 """
 
 import io
@@ -15,17 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, one_line
 
 MAX_PIXELS = 2**26  # 67 million: far above any photograph in a training set, far below what exhausts memory
 MODES = {1: 'L', 3: 'RGB'}  # channels -> PIL mode
 NUM_THREADS = max(2, os.cpu_count() or 2)  # PIL decodes and resizes without holding Python's lock
 
-# From here on PIL raises where it would otherwise only warn, so that the file gets its one line.
+# PIL raises from here on where it would otherwise only warn, so that decode_image can name the file.
 warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-Crop = Callable[[int, int], Box]  # (width, height) of an image -> the part of it to keep
+Crop = Callable[..., Box]  # (width, height) of an image -> the part of it that becomes the square
 
 
 def centre_square(width: int, height: int, fraction: float = 1.0) -> Box:
@@ -33,6 +34,17 @@ def centre_square(width: int, height: int, fraction: float = 1.0) -> Box:
     side = max(1, round(fraction * min(width, height)))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
+
+
+def centre_part(width: int, height: int, fraction: float = 1.0) -> Box:
+    """The centred part that has `fraction` of the width and of the height; resizing to a square stretches it."""
+    w, h = max(1, round(fraction * width)), max(1, round(fraction * height))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+# config.data.resize -> function(width, height, fraction=1.0) -> the part of an image that becomes the square.
+RESIZES: dict[str, Crop] = {'crop': centre_square, 'stretch': centre_part}
 
 
 def decode_image(
@@ -51,13 +63,14 @@ def decode_image(
         uint8 [h, w, channels].
 
     Raises:
-        InputError: the file is damaged, or not a single PNG or JPEG image of reasonable size.
+        InputError: the file is damaged, or not a single PNG, JPEG or WebP image of reasonable size.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=('PNG', 'JPEG')) as image:
+        with Image.open(io.BytesIO(content), formats=('PNG', 'JPEG', 'WEBP')) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f'{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are accepted')
-            if image.format == 'PNG' and getattr(image, 'is_animated', False):
+            # A JPEG can hold several photographs (a preview, the other eye); the first one is meant.
+            if image.format in ('PNG', 'WEBP') and getattr(image, 'is_animated', False):
                 raise ValueError('an animation')
             if image_size:
                 pixels = _resized(image, MODES[channels], image_size, crop(*image.size))
@@ -65,7 +78,7 @@ def decode_image(
                 pixels = _converted(image, MODES[channels])
             return np.array(pixels).reshape(pixels.height, pixels.width, channels)
     except Exception as error:  # PIL raises a dozen kinds for damaged files
-        reason = 'neither PNG nor JPEG' if isinstance(error, Image.UnidentifiedImageError) else _one_line(error)
+        reason = 'not PNG, JPEG or WebP' if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
         raise InputError(f'{name}: not a usable image ({reason})') from None
 
 
@@ -84,10 +97,6 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith('I'):  # 16-bit grey, which PIL would clip instead of scale
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert(mode)
     return image.convert(mode)
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def decode_all(count: int, decode: Callable[[int], np.ndarray], name: Callable[[int], str]) -> np.ndarray:
@@ -125,15 +134,34 @@ def decode_all(count: int, decode: Callable[[int], np.ndarray], name: Callable[[
     return images
 
 
-def resized_images(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Images uint8 [n, h, w, c] as [n, image_size, image_size, c] (centred square, bilinear)."""
+def resized_images(images: np.ndarray, image_size: int, crop: Crop = centre_square) -> np.ndarray:
+    """Images uint8 [n, h, w, c] as [n, image_size, image_size, c]: the part that `crop` chooses, resized (bilinear)."""
     check_fits_memory(len(images) * image_size**2 * images.shape[-1])
     result = np.empty((len(images), image_size, image_size, images.shape[-1]), np.uint8)
     for source, target in zip(images, result, strict=True):
         image = Image.fromarray(source.squeeze(-1) if source.shape[-1] == 1 else source)
-        box = centre_square(*image.size)
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=crop(*image.size))
         target[:] = np.asarray(image).reshape(target.shape)
+    return result
+
+
+def padded(images: np.ndarray, pad: int) -> np.ndarray:
+    """Images uint8 [..., h, w, c] in the centre of black squares, [..., pad, pad, c]; unchanged where `pad` is 0.
+
+    Where the number of added rows or columns is odd, the extra one is at the bottom or on the right.
+
+    Raises:
+        InputError: the images are larger than `pad`.
+    """
+    if not pad:
+        return images
+    *batch, h, w, c = images.shape
+    if max(h, w) > pad:
+        raise InputError(f'config.data.pad={pad}: the images are {w}x{h} pixels; must be at least {max(h, w)}, or 0')
+    check_fits_memory(math.prod(batch) * pad * pad * c)
+    result = np.zeros((*batch, pad, pad, c), np.uint8)
+    top, left = (pad - h) // 2, (pad - w) // 2
+    result[..., top : top + h, left : left + w, :] = images
     return result
 
 

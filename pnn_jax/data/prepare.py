@@ -1,23 +1,22 @@
-"""Downloads a data set and writes it as array_record files, which training then reads without TensorFlow.
+"""Downloads a data set and writes it as array_record files, which training reads without TensorFlow.
 
 pip install 'pnn-jax[prepare]'
 python -m pnn_jax.data.prepare --name=cifar10 --path=DIR
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from pnn_jax.data.tfds import NAMES
-from pnn_jax.errors import InputError, RunError
+from pnn_jax.data.tfds import NAMES, data_dir
+from pnn_jax.errors import InputError, RunError, one_line
 
 
 def prepare(name: str, path: str) -> str:
-    """Downloads the TFDS set `name` and prepares it under `path` ('': where TFDS keeps its sets); returns where.
+    """Downloads the TFDS set `name`, prepares it under `path` ('': where TFDS keeps its sets), and returns its folder.
 
     Raises:
-        InputError: TensorFlow is not installed.
+        InputError: TensorFlow is not installed, or `path` is not a local folder.
         RunError: the set cannot be downloaded or written.
     """
     try:
@@ -26,11 +25,12 @@ def prepare(name: str, path: str) -> str:
         raise InputError("preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'") from None
     import tensorflow_datasets as tfds
 
+    folder = data_dir(path, '--path')
     try:
-        builder = tfds.builder(name, data_dir=os.path.expanduser(path) or None, file_format='array_record')
+        builder = tfds.builder(name, data_dir=str(folder), file_format='array_record')
         builder.download_and_prepare()
-    except Exception as error:  # whatever the network, the disk or a builder comes up with
-        raise RunError(f'{name} cannot be prepared ({type(error).__name__}: {" ".join(str(error).split())})') from None
+    except Exception as error:  # the network, the disk and each set's own code raise many types
+        raise RunError(f'{name} cannot be prepared ({type(error).__name__}: {one_line(error)})') from None
     return str(builder.data_path)
 
 

@@ -1,6 +1,7 @@
 """Sets that TensorFlow Datasets has prepared as array_record files, read without TensorFlow or the network."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pnn_jax.data.cache import Arrays, cached, file_key
+from pnn_jax.data.cache import Arrays, cached
 from pnn_jax.data.dataset import Dataset, make_split
+from pnn_jax.data.files import is_left_by_system
 from pnn_jax.data.images import decode_all, decode_image
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, one_line, os_reason
+from pnn_jax.paths import local_path
 
 NAMES = ('cifar10', 'cifar100', 'mnist', 'fashion_mnist', 'svhn_cropped')
 
@@ -20,7 +23,7 @@ def load_tfds(data_config) -> Dataset:
     """Reads the prepared set config.data.name under config.data.path ('': where TFDS keeps its sets).
 
     Raises:
-        InputError: the set is not prepared (the message is the command that does it), or damaged.
+        InputError: the set is not prepared (the message says how to do it), or damaged.
     """
     name = data_config.name
     if name not in NAMES:
@@ -28,11 +31,11 @@ def load_tfds(data_config) -> Dataset:
     builder = open_prepared(name, data_config.path)
     features = builder.info.features
     folder = Path(builder.data_path)
-    key = file_key(sorted(folder.iterdir()))
+    files = prepared_files(folder)
     splits = []
     for split in ('train', 'test'):
         decode = partial(_decode, Records(builder, split), features['image'].shape[-1])
-        arrays = cached(data_config.cache_dir, f'tfds-{name}-{split}', key, decode)
+        arrays = cached(data_config.cache_dir, f'tfds-{name}-{split}', files, (), decode)
         num_classes = features['label'].num_classes
         splits.append(make_split(arrays['images'], arrays['labels'], num_classes, f'{folder}: {split}'))
     return Dataset(name, *splits, class_names=tuple(features['label'].names))
@@ -48,6 +51,27 @@ def _decode(records: 'Records', channels: int) -> Arrays:
     return {'images': decode_all(len(records), decode, records.record_name), 'labels': labels}
 
 
+def prepared_files(folder: Path) -> list[Path]:
+    """The files of a prepared set, sorted; without what systems leave, which would look like a change of the set."""
+    try:
+        return sorted(path for path in folder.iterdir() if not is_left_by_system(path.name))
+    except OSError as error:
+        raise InputError(f'{folder}: cannot be read ({os_reason(error)})') from None
+
+
+def data_dir(path: str, field: str) -> Path:
+    """The folder of prepared sets: `path`, or where TFDS keeps its sets (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+
+    Raises:
+        InputError: a URL, or no home directory is known; names `field`.
+    """
+    import tensorflow_datasets as tfds
+
+    if path:
+        return local_path(path, field)
+    return local_path(tfds.core.constants.get_default_data_dir(), f'{field} (empty: the default of tfds)')
+
+
 def open_prepared(name: str, path: str) -> Any:
     """The tfds builder of a set that was prepared as array_record under `path` ('': the default of TFDS).
 
@@ -57,18 +81,18 @@ def open_prepared(name: str, path: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise InputError(f'this source needs the package tensorflow-datasets ({error})') from None
-    root = Path(path or tfds.core.constants.get_default_data_dir()).expanduser()
+        raise InputError(f'this source needs the package tensorflow-datasets ({one_line(error)})') from None
+    root = data_dir(path, 'config.data.path')
     versions = [
         info.parent
         for info in (root / name).glob('*/dataset_info.json')
         if tfds.core.Version.is_valid(info.parent.name)
     ]
-    command = f'python -m pnn_jax.data.prepare --name={name}' + (f' --path={path}' if path else '')
+    command = f'python -m pnn_jax.data.prepare --name={name}' + (f' --path={shlex.quote(path)}' if path else '')
     if not versions:
         raise InputError(
-            f"config.data.name={name!r} is not prepared in {root}; run once (it needs pip install 'pnn-jax[prepare]'): "
-            f'{command}'
+            f'config.data.name={name!r} is not prepared in {root}; there is no {name}/<version>/dataset_info.json in '
+            f"it; run once (it needs pip install 'pnn-jax[prepare]'): {command}"
         )
     folder = max(versions, key=lambda folder: tfds.core.Version(folder.name))
     with _named(str(folder)):
@@ -116,8 +140,8 @@ class Records:
 
 @contextlib.contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Turns whatever damaged shards raise (array_record and tfds have many ways) into one line."""
+    """Turns what array_record and tfds raise for damaged files into one line."""
     try:
         yield
-    except Exception as error:
-        raise InputError(f'{what} cannot be read ({type(error).__name__}: {" ".join(str(error).split())})') from None
+    except Exception as error:  # they raise exceptions of many types
+        raise InputError(f'{what} cannot be read ({type(error).__name__}: {one_line(error)})') from None

@@ -29,6 +29,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from pnn_jax.data import dataset
 from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.hosts import from_process_0
 from pnn_jax.paths import local_path, replace_file
@@ -42,7 +43,7 @@ FREE_SECTIONS = ('checkpoint.', 'log.')
 OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size', 'data.resize', 'data.pad')
 
 # Fields that did not exist when older runs began, with the values that those runs were computed with.
-ADDED_FIELDS = {'data.resize': 'crop', 'data.pad': 0, 'data.validation_examples': 0}
+ADDED_FIELDS = {f'data.{name}': value for name, value in dataset.ADDED_FIELDS.items()}
 
 # What flock answers on file systems without locks, such as some network mounts.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
