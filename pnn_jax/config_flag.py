@@ -5,6 +5,7 @@ on the folder in which the program was started, so it is bound to the folder of 
 """
 
 import difflib
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ from pnn_jax.errors import InputError, one_line
 from pnn_jax.run.provenance import CONFIGS
 
 
-class _Parser(config_flags.ConfigFileFlagParser):
-    """Loads the file that was named once, with its own neighbours."""
+class _Parser(flags.ArgumentParser):
+    """Loads the file that was named once, with its own neighbours; the rest is ml_collections' parser."""
 
-    loaded: str | None = None
+    def __init__(self, parser: flags.ArgumentParser):
+        self.parser, self.syntactic_help = parser, parser.syntactic_help
+        self.loaded: str | None = None
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         if self.loaded is not None:
@@ -29,22 +32,33 @@ class _Parser(config_flags.ConfigFileFlagParser):
         file, colon, argument = path.partition(':')
         found = find_config(file)
         bind_neighbours(found)
-        config = super().parse(f'{found}{colon}{argument}')
+        config = self.parser.parse(f'{found}{colon}{argument}')
         self.loaded = path
         return config
+
+    def flag_type(self) -> str:
+        return self.parser.flag_type()
 
 
 def define_config_flag(
     default: str | None = None, *, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
 ) -> flags.FlagHolder:
-    """Defines --config and, when it is parsed, a flag for every field of the config."""
+    """Defines --config and, when it is parsed, a flag for every field of the config.
+
+    Args:
+        default: as `find_config` takes it; loaded where `argv` has no --config.
+        flag_values: where the flags are defined.
+        argv: the command line, sys.argv if None.
+    """
+    if default is not None:
+        file = find_config(default)
+        bind_neighbours(file)
+        default = str(file)
     holder = config_flags.DEFINE_config_file(
-        'config', None, 'A file, or the name of a config of the package.', flag_values=flag_values, sys_argv=argv
+        'config', default, 'A file, or the name of a config of the package.', flag_values=flag_values, sys_argv=argv
     )
     flag = flag_values['config']
-    flag.parser = _Parser('config')
-    if default is not None and not flag._IsConfigSpecified(flag._GetArgv()):
-        flag.value = flag.parser.parse(default)
+    flag.parser = _Parser(flag.parser)
     return holder
 
 
@@ -89,7 +103,12 @@ def bind_neighbours(file: Path) -> None:
 
 def parse_error(error: Exception) -> InputError:
     """The line for what absl and ml_collections raise while flags are parsed or a config is loaded."""
-    message = one_line(error).replace('\\n', ' ').replace("\\'", "'").strip('"')
+    message = (
+        re.sub(r'^flag --config=\S+: (?=--config)', '', one_line(error))
+        .replace('\\n', ' ')
+        .replace("\\'", "'")
+        .strip('"')
+    )
     if isinstance(error, InputError | flags.Error):
         return InputError(message)
     if isinstance(error, AttributeError | KeyError):

@@ -19,7 +19,7 @@ from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.hosts import agreed, replicate
 from pnn_jax.models.registry import create_model
-from pnn_jax.models.variables import init_variables
+from pnn_jax.models.variables import draw_variables, init_variables
 from pnn_jax.optim import Schedule, create_optimizer, learning_rate_schedule
 from pnn_jax.run.console import say
 from pnn_jax.run.result import DataSummary
@@ -76,7 +76,7 @@ class Trainer:
             schedule=schedule,
             optimizer=create_optimizer(config.optimizer, schedule),
         )
-        check_builds(config, jax.eval_shape(trainer.init_single_device))
+        check_builds(config, trainer.shapes)
         return trainer
 
     @property
@@ -109,23 +109,26 @@ class Trainer:
         Call it before `init`: the compiler needs about as much memory as training does.
         """
         on_mesh = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated)
-        state, fixed = jax.tree.map(on_mesh, jax.eval_shape(self.init_single_device))
+        state, fixed = jax.tree.map(on_mesh, self.shapes)
         for batches in self.feed.shapes():
             self.train_steps.lower(state, fixed, batches).compile()
         release_unused()
 
-    def init_single_device(self, seed: int = 0, mask_seed: int = 0) -> tuple[TrainState, Variables]:
-        """As `init`, on the default device."""
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        mask_key = jax.random.key(mask_seed)
-        variables = init_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
-        return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
-
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
         """A fresh state and the fixed collections, on all devices."""
-        state, fixed = replicate(self.init_single_device(seed, mask_seed), self.replicated)
+        state, fixed = replicate(self._init(init_variables, seed, mask_seed), self.replicated)
         release_unused()
         return state, fixed
+
+    @cached_property
+    def shapes(self) -> tuple[TrainState, Variables]:
+        """What `init` returns, as shapes and types; nothing is computed."""
+        return jax.eval_shape(lambda: self._init(draw_variables, 0, 0))
+
+    def _init(self, draw: Callable[..., Variables], seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        variables = draw(self.model, self.feed.image_shape, key=init_key, mask_key=jax.random.key(mask_seed))
+        return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
 
     @cached_property
     def _evaluate(self) -> Callable[..., Evaluation]:
