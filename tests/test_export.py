@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import pytest
 from configs import default
 from pnn_jax.data.augment import preprocess
 from pnn_jax.models.registry import create_model
+from pnn_jax.models.variables import draw_variables
 from pnn_jax.optim import create_optimizer
-from pnn_jax.train import make_update
-from pnn_jax.train_state import create_train_state
+from pnn_jax.train_step import all_variables, create_train_state, fixed_collections, train_step
 
 PLATFORMS = ('tpu', 'cuda', 'cpu')
 NAMES = sorted(
@@ -30,19 +31,24 @@ def test_steps_lower_for_every_platform(name):
     dtype = jnp.dtype(config.model.dtype)
     model = create_model(config.model, num_classes=10)
     optimizer = create_optimizer(config.optimizer, lambda step: 0.1)
-    state = jax.eval_shape(lambda: create_train_state(model, optimizer, shape, seed=0, mask_seed=0))
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda: draw_variables(model, shape, key=key, mask_key=key))
+    state = jax.eval_shape(lambda variables: create_train_state(variables, optimizer, key), variables)
+    fixed = fixed_collections(variables)
     images, labels = jax.ShapeDtypeStruct((8, *shape), jnp.uint8), jax.ShapeDtypeStruct((8,), jnp.int32)
 
-    def evaluate(variables, images):
-        inputs = preprocess(images, config.data.mean, config.data.std, augment='none', dtype=dtype)
-        return model.apply(variables, inputs, train=False)
+    def prepare(key, images, augment=config.data.augment):
+        return preprocess(images, config.data.mean, config.data.std, augment=augment, key=key, dtype=dtype)
 
-    update = jax.jit(make_update(model, optimizer, config.data, dtype))
-    exported = jax.export.export(update, platforms=PLATFORMS)(state.replace(fixed={}), state.fixed, images, labels)
+    def evaluate(variables, images):
+        return model.apply(variables, prepare(None, images, augment='none'), train=False)
+
+    step = jax.jit(partial(train_step, model=model, optimizer=optimizer, preprocess=prepare))
+    exported = jax.export.export(step, platforms=PLATFORMS)(state, fixed, images, labels)
     assert exported.platforms == PLATFORMS
     assert jax.tree.map(lambda x: x.shape, exported.out_tree.unflatten(exported.out_avals)) == jax.tree.map(
-        lambda x: x.shape, state.replace(fixed={})
+        lambda x: x.shape, state
     )
-    exported = jax.export.export(jax.jit(evaluate), platforms=PLATFORMS)(state.variables, images)
+    exported = jax.export.export(jax.jit(evaluate), platforms=PLATFORMS)(all_variables(state, fixed), images)
     assert exported.platforms == PLATFORMS
     assert exported.out_avals[0].shape == (8, 10)

@@ -1,10 +1,10 @@
 """Training as a whole: independent of devices and dispatches, resumable, honest about failure."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
@@ -12,11 +12,12 @@ from PIL import Image
 
 from configs import quickstart
 from pnn_jax.data import Dataset, Split
-from pnn_jax.data.batches import epoch_order
+from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed
 from pnn_jax.errors import InputError, RunError, StoppedEarly
-from pnn_jax.feeds import BATCH_AXIS, make_train_step
+from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
-from pnn_jax.train import Trainer, evaluate_checkpoint, make_update, train_and_evaluate
+from pnn_jax.train import train_and_evaluate
+from pnn_jax.trainer import Trainer
 
 
 def tiny_config(**changes):
@@ -44,13 +45,14 @@ def dataset():
 
 @pytest.fixture(scope='module')
 def trainer(dataset):
-    return Trainer(tiny_config(), dataset)
+    return Trainer.create(tiny_config(), dataset)
 
 
-def train_one_epoch(feed, state, dispatches):
-    order = epoch_order(state.key, 0, feed.num_train)
-    for start, batch_size, num_steps in dispatches:
-        state = feed.train_step(state, order, start, batch_size=batch_size, num_steps=num_steps)
+def train_one_epoch(trainer, feed=None):
+    """The state after the first epoch of seed 0."""
+    state, fixed = trainer.init(0, 0)
+    for batches in (feed or trainer.feed).batches(state.key, epoch=0):
+        state = trainer.train_steps(state, fixed, batches)
     return state
 
 
@@ -61,7 +63,7 @@ def assert_trees_close(left, right, **tolerance):
 
 @pytest.fixture(scope='module')
 def after_an_epoch(trainer):
-    return train_one_epoch(trainer.feed, trainer.fresh_state(0, 0), trainer.feed.dispatches(0))
+    return train_one_epoch(trainer)
 
 
 def test_every_example_is_trained_on_once(trainer, after_an_epoch):
@@ -74,32 +76,29 @@ def test_every_example_is_trained_on_once(trainer, after_an_epoch):
 def sgd_trainer(dataset):
     """With augmentation and dropout. Not Adam, which makes full steps of a gradient that is only rounding."""
     options = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 0.02}
-    return Trainer(tiny_config(**options, data__augment='crop_flip', model__dropout_rate=0.3), dataset)
+    return Trainer.create(tiny_config(**options, data__augment='crop_flip', model__dropout_rate=0.3), dataset)
 
 
 @pytest.fixture(scope='module')
 def after_an_epoch_of_sgd(sgd_trainer):
-    return train_one_epoch(sgd_trainer.feed, sgd_trainer.fresh_state(0, 0), sgd_trainer.feed.dispatches(0))
+    return train_one_epoch(sgd_trainer)
 
 
-def test_several_steps_a_dispatch_equal_single_steps(sgd_trainer, after_an_epoch_of_sgd):
-    state = train_one_epoch(sgd_trainer.feed, sgd_trainer.fresh_state(0, 0), [(0, 8, 3), (24, 5, 1)])
+def test_several_steps_a_dispatch_equal_single_steps(dataset, sgd_trainer, after_an_epoch_of_sgd):
+    feed = DeviceFeed(dataset, sgd_trainer.mesh, batch_size=8, steps_per_dispatch=3)
+    assert list(feed.dispatches(0)) == [(0, 8, 3), (24, 5, 1)]
+    state = train_one_epoch(sgd_trainer, feed)
     assert_trees_close(state.params, after_an_epoch_of_sgd.params, rtol=0, atol=5e-5)
     assert int(state.epoch_metrics.correct) == int(after_an_epoch_of_sgd.epoch_metrics.correct)
 
 
 def test_four_devices_equal_one(dataset, sgd_trainer, after_an_epoch_of_sgd):
     """Same batches, augmentation and dropout, global batch statistics; the sums differ in order only."""
-    four, expected = sgd_trainer, after_an_epoch_of_sgd
-    assert four.mesh.size == 4
+    expected = after_an_epoch_of_sgd
+    assert sgd_trainer.mesh.size == 4
     mesh = jax.make_mesh((1,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    step = make_train_step(make_update(four.model, four.optimizer, four.config.data, jnp.float32), mesh)
-    state = jax.device_put(four.fresh_state(0, 0), jax.devices()[0])
-    fixed = state.fixed
-    images, labels = jax.device_put((dataset.train.images, dataset.train.labels), jax.devices()[0])
-    order = epoch_order(state.key, 0, 29)
-    for start, batch_size, _ in four.feed.dispatches(0):
-        state = step(state.replace(fixed={}), fixed, images, labels, order, start, batch_size=batch_size)
+    feed = DeviceFeed(dataset, mesh, batch_size=8, steps_per_dispatch=1)
+    state = train_one_epoch(dataclasses.replace(sgd_trainer, mesh=mesh, feed=feed))
     # Measured: 1.5e-5, in weights between batch norms of few values.
     assert_trees_close(state.params, expected.params, rtol=0, atol=5e-5)
     assert_trees_close(state.batch_stats, expected.batch_stats, rtol=1e-4, atol=5e-5)
@@ -107,9 +106,12 @@ def test_four_devices_equal_one(dataset, sgd_trainer, after_an_epoch_of_sgd):
 
 
 def test_fixed_masks_do_not_change(trainer, after_an_epoch):
-    fresh = trainer.fresh_state(0, 0)
-    assert tree_digest(fresh.fixed) == tree_digest(after_an_epoch.fixed)
-    assert tree_digest(fresh.params) != tree_digest(after_an_epoch.params)
+    state, fixed = trainer.init(0, 0)
+    digest, params = tree_digest(fixed), tree_digest(state.params)
+    for batches in trainer.feed.batches(state.key, epoch=0):
+        state = trainer.train_steps(state, fixed, batches)
+    assert tree_digest(fixed) == digest
+    assert tree_digest(state.params) == tree_digest(after_an_epoch.params) != params
 
 
 def read_run(workdir):
@@ -238,10 +240,11 @@ def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
 
 
 def test_same_seed_same_bits(trainer, after_an_epoch):
-    again = train_one_epoch(trainer.feed, trainer.fresh_state(0, 0), trainer.feed.dispatches(0))
+    again = train_one_epoch(trainer)
     assert tree_digest(again.params) == tree_digest(after_an_epoch.params)
-    other_masks = trainer.fresh_state(0, 1)
-    assert tree_digest(other_masks.params) == tree_digest(trainer.fresh_state(0, 0).params)
+    (state, fixed), (same, other_fixed) = trainer.init(0, 0), trainer.init(0, 1)
+    assert tree_digest(state.params) == tree_digest(same.params)
+    assert tree_digest(fixed) != tree_digest(other_fixed)
 
 
 def test_a_stream_trains_as_the_same_images_in_memory(tmp_path):

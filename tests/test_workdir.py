@@ -1,5 +1,7 @@
 """The workdir: one process at a time, one run only, files that are whole at every instant."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -48,6 +50,49 @@ def open_with_epochs(path, num_epochs: int) -> Workdir:
     return workdir
 
 
+def tree_of(path) -> dict[str, bytes]:
+    """Every file under a folder, with its content."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob('*')) if file.is_file()}
+
+
+def test_opening_writes_nothing(tmp_path):
+    Workdir.open(tmp_path / 'new', make_config()).close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / 'empty').mkdir()
+    Workdir.open(tmp_path / 'empty', make_config()).close()
+    assert list((tmp_path / 'empty').iterdir()) == []
+
+
+def test_an_attempt_that_saved_nothing_binds_nobody(tmp_path):
+    with Workdir.open(tmp_path, make_config()) as workdir:
+        workdir.begin()  # config.json is there, a checkpoint is not
+    with Workdir.open(tmp_path, make_config(seed=7)) as workdir:
+        workdir.begin()
+    assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 7
+
+
+@pytest.mark.parametrize(
+    'number, message',
+    [
+        (errno.ENOSYS, 'has no file locks .* add --nolock'),
+        (errno.ENOLCK, 'has no file locks .* add --nolock'),
+        (errno.EOPNOTSUPP, 'has no file locks .* add --nolock'),
+        (errno.EACCES, 'may not be locked'),
+        (errno.EWOULDBLOCK, 'in use by another process'),
+    ],
+)
+def test_a_lock_that_is_refused_says_why(tmp_path, monkeypatch, number, message):
+    def refuse(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    with pytest.raises(InputError, match=message):
+        Workdir.open(tmp_path, make_config())
+    with Workdir.open(tmp_path, make_config(), lock=False) as workdir:
+        workdir.begin()
+    assert (tmp_path / 'config.json').exists()
+
+
 def test_a_new_run_leaves_the_files_of_the_design(tmp_path):
     with open_with_epochs(tmp_path / 'a' / 'run', 2) as workdir:
         assert workdir.result() is None
@@ -90,6 +135,8 @@ def test_epochs_after_the_restored_checkpoint_are_forgotten(tmp_path):
         workdir.truncate(3)
         assert workdir.result() == {'done': True}
         workdir.truncate(1)
+        assert (tmp_path / 'result.json').exists()  # nothing is written before there is something to save
+        workdir.begin()
         assert workdir.result() is None and not (tmp_path / 'result.json').exists()
         assert workdir.history == [metrics_of(1)]
         assert (tmp_path / 'metrics.jsonl').read_text() == json.dumps(metrics_of(1)) + '\n'
@@ -161,7 +208,7 @@ def test_missing_outcomes_are_named(tmp_path):
 def test_another_runs_directory_is_refused_naming_every_field(tmp_path):
     open_with_epochs(tmp_path, 1).close()
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name != 'lock'}
-    other = make_config(**{'seed': 7, 'model.name': 'cifarnet', 'data.mean': (0.1, 0.3), 'num_epochs': 2})
+    other = make_config(**{'seed': 7, 'model.name': 'cifarnet', 'data.mean': (0.1, 0.3), 'num_epochs': 0})
     other.data.std = (1.0,)
     del other.model['dropout_rate']
     with pytest.raises(InputError) as refusal:
@@ -172,7 +219,7 @@ def test_another_runs_directory_is_refused_naming_every_field(tmp_path):
         'data.mean: [0.1, 0.2] -> [0.1, 0.3]',
         "data.std: 'absent' -> [1.0]",
         "model.dropout_rate: 0.5 -> 'absent'",
-        'num_epochs: 3 -> 2',
+        'num_epochs: 1 are done -> 0',
     ):
         assert words in str(refusal.value)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name != 'lock'} == before
@@ -188,10 +235,15 @@ def test_what_computes_nothing_may_change(tmp_path):
         'data.path': 'x',
         'data.cache_dir': 'y',
     }
+    before = tree_of(tmp_path)
     Workdir.open(tmp_path, make_config(**changes)).close()
+    assert tree_of(tmp_path) == before  # nothing was done
+    with Workdir.open(tmp_path, make_config(**changes)) as workdir:
+        workdir.begin()
     assert json.loads((tmp_path / 'config.json').read_text())['num_epochs'] == 9
-    with pytest.raises(InputError, match='num_epochs: 9 -> 3'):
-        Workdir.open(tmp_path, make_config())
+    Workdir.open(tmp_path, make_config(num_epochs=1)).close()  # one epoch is done
+    with pytest.raises(InputError, match='num_epochs: 1 are done -> 0'):
+        Workdir.open(tmp_path, make_config(num_epochs=0))
 
 
 def test_files_of_an_unknown_run_are_refused(tmp_path):
@@ -209,7 +261,7 @@ def test_other_test_data_is_refused(tmp_path):
 def test_a_path_that_cannot_be_a_directory(tmp_path):
     (tmp_path / 'file').write_text('')
     for path in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/nowhere'):
-        with pytest.raises(InputError, match='workdir: .* cannot be used'):
+        with pytest.raises(InputError, match='--workdir=.*: cannot be used'):
             Workdir.open(path, make_config())
 
 
@@ -229,12 +281,16 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_the_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path):
-    with Workdir.open(tmp_path, make_config()):
+    with Workdir.open(tmp_path, make_config()) as workdir:
+        with pytest.raises(InputError, match='in use by another process; wait'):
+            Workdir.open(tmp_path, make_config())
+        workdir.begin()
         with pytest.raises(InputError, match=rf'in use by another process \(process {os.getpid()} on '):
             Workdir.open(tmp_path, make_config())
     holder = (
-        'import sys, time; from pnn_jax.run.workdir import _lock; from pathlib import Path\n'
-        '_lock(Path(sys.argv[1])); print("locked", flush=True); time.sleep(60)'
+        'import sys, time; from pnn_jax.run.workdir import Workdir, read_config\n'
+        'workdir = Workdir.open(sys.argv[1], read_config(sys.argv[1])); workdir.begin()\n'
+        'print("locked", flush=True); time.sleep(60)'
     )
     process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
