@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from image_sets import data_config, write_idx
 from PIL import Image
 
+from configs.default import get_config
 from pnn_jax.data import SOURCES, load_dataset
+from pnn_jax.data.dataset import ADDED_FIELDS
 from pnn_jax.data.images import padded
 from pnn_jax.errors import InputError
+from pnn_jax.validate import validate_config
 
 EXACT_SUBSET = Path(__file__).resolve().parents[2] / 'shared/data/cifar10-exact-subset.npz'
 
@@ -377,6 +380,32 @@ def test_too_many_validation_examples_are_refused(tmp_path, arrays):
             load_dataset(npz(tmp_path, arrays, **fields))
     dataset = load_dataset(npz(tmp_path, arrays, validation_examples=5, train_examples=15))
     assert len(dataset.train.labels) == 15
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        (
+            'resize',
+            'strech',
+            r"config\.data\.resize='strech': must be one of crop, stretch \(did you mean 'stretch'\?\)",
+        ),
+        ('pad', -1, r'config\.data\.pad=-1: must be finite and at least 0'),
+        ('pad', 15, r'config\.data\.pad=15: must be at least config\.data\.image_size=16, or 0'),
+        ('validation_examples', -1, r'config\.data\.validation_examples=-1: must be finite and at least 0'),
+    ],
+)
+def test_fields_are_validated(field, value, message):
+    config = get_config()
+    config.data.image_size = 16
+    validate_config(config)
+    config.data[field] = value
+    with pytest.raises(InputError, match=f'^{message}$'):
+        validate_config(config)
+
+
+def test_defaults_of_added_fields_are_those_of_the_config():
+    assert {name: get_config().data[name] for name in ADDED_FIELDS} == ADDED_FIELDS
 
 
 def test_config_of_an_earlier_version_still_loads(tmp_path, arrays):

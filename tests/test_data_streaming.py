@@ -1,7 +1,6 @@
 """Streams: the same batches as in memory, for any number of hosts and from any step, a bounded number ahead."""
 
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -174,6 +173,14 @@ def test_photographs_of_any_size_become_224(tmp_path):
     assert sum(batch['batch_mask'].sum() for batch in stream_eval_batches(stream, batch_size=4)) == 6
 
 
+def finish_submitted_work() -> None:
+    """Returns when the decoding threads have done what was submitted so far: each of them then waits at the barrier."""
+    barrier = threading.Barrier(NUM_THREADS + 1)
+    for _ in range(NUM_THREADS):
+        stream_batches._THREADS.submit(barrier.wait, 60)
+    barrier.wait(60)
+
+
 def test_only_a_few_batches_are_decoded_ahead_and_nothing_after_the_end(folder, monkeypatch):
     decoded = []
     decode = stream_batches.decode_image
@@ -181,7 +188,7 @@ def test_only_a_few_batches_are_decoded_ahead_and_nothing_after_the_end(folder, 
     batches = stream_train_batches(opened(folder), key=KEY, epoch=0, start_step=0, batch_size=1)
     for taken in range(1, 4):
         next(batches)
-        time.sleep(0.05)  # as much as they like
+        finish_submitted_work()
         assert len(decoded) <= taken + BATCHES_AHEAD
     batches.close()
     for epoch in range(3):

@@ -41,7 +41,7 @@ def cached(
         check_fits_memory(path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
         reason = os_reason(error) if isinstance(error, OSError) else one_line(error)

@@ -93,11 +93,11 @@ def numbered_classes(train_labels: np.ndarray) -> tuple[str, ...]:
     return tuple(str(label) for label in range(largest + 1))
 
 
-def same_name(name: str) -> str:
-    """A form of a class name that is equal for names that look equal.
+def normalized_name(name: str) -> str:
+    """A class name in Unicode form NFC, in which names that look the same are equal.
 
-    Unicode writes an accented letter as one code point or as two. macOS stores file names in the second form, so that
-    one class can have both forms in train/ and test/.
+    Unicode can write an accented letter as one code point or as two. Some macOS programs write file names in the second
+    form, so one class can have one form in train/ and the other in test/.
     """
     return unicodedata.normalize('NFC', name)
 
@@ -111,7 +111,7 @@ def check_class_names(class_names: Sequence[str], what: str) -> None:
     """
     seen = {}
     for label, name in enumerate(class_names):
-        other = seen.setdefault(same_name(name), label)
+        other = seen.setdefault(normalized_name(name), label)
         if other != label:
             how = '' if class_names[other] == name else ', in two Unicode forms that look the same'
             raise InputError(f'{what}: classes {other} and {label} are both named {name!r}{how}; names must differ')

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pnn_jax.data.cache import cached
-from pnn_jax.data.dataset import Dataset, added_field, check_class_names, make_split, same_name
+from pnn_jax.data.dataset import Dataset, added_field, check_class_names, make_split, normalized_name
 from pnn_jax.data.files import is_left_by_system, is_note
 from pnn_jax.data.images import MODES, RESIZES, decode_all, decode_image
 from pnn_jax.errors import InputError, os_reason
@@ -79,10 +79,10 @@ def list_folder(root: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray]
 
 
 def _classes(folder: Path) -> dict[str, tuple[str, str]]:
-    """`same_name` of each class folder -> (name, path), sorted by name."""
+    """`normalized_name` of each class folder -> (name, path), sorted by name."""
     entries = _entries(folder, folders=True)
     check_class_names([name for name, _ in entries], str(folder))
-    return {same_name(name): (name, path) for name, path in entries}
+    return {normalized_name(name): (name, path) for name, path in entries}
 
 
 def _entries(folder: str | Path, *, folders: bool) -> list[tuple[str, str]]:
