@@ -122,7 +122,7 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
     return evaluate
 
 
-def evaluate(
+def evaluate_exactly(
     predict: Callable, variables: Any, images: np.ndarray, labels: np.ndarray, *, batch_size: int = 500
 ) -> Evaluation:
     """Counts exactly how many of n examples a network classifies correctly, whatever n and the number of devices.
@@ -132,7 +132,7 @@ def evaluate(
     >>> import jax.numpy as jnp
     >>> images, labels = np.zeros((7, 2, 2, 1), np.float32), np.array([0, 1, 0, 2, 0, 0, 1])
     >>> predict = lambda weights, x: jnp.zeros((len(x), 3)).at[:, 0].set(weights)  # always class 0
-    >>> result = evaluate(predict, jnp.float32(1.0), images, labels, batch_size=4)
+    >>> result = evaluate_exactly(predict, jnp.float32(1.0), images, labels, batch_size=4)
     >>> result.num_correct, result.count
     (4, 7)
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.trained import load_trained
 from pnn_jax.hosts import LOST_HOST_SECONDS
+from pnn_jax.run.load import load_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_TEST = 1003  # divides by no number of devices or batches
@@ -72,7 +72,7 @@ def finish(process):
 
 
 def parameters(workdir):
-    return jax.device_get(load_trained(workdir, (8, 8, 1), 4)[1])
+    return load_run(workdir).variables
 
 
 @pytest.fixture(scope='module')

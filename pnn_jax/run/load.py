@@ -48,7 +48,7 @@ class Run:
     accuracy: float | None
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Logits [b, num_classes] of uint8 images [b, h, w, c], normalised as in the run; fits `pnn_jax.evaluate`."""
+        """Logits [b, num_classes] of uint8 images [b, h, w, c], normalised as in the run; for `evaluate_exactly`."""
         data, dtype = self.config.data, jnp.dtype(self.config.model.dtype)
         images = preprocess(images, data.mean, data.std, augment='none', dtype=dtype)
         return self.model.apply(variables, images, train=False)
