@@ -250,11 +250,11 @@ def learned_parameters(config, input_shape: Sequence[int], num_classes: int) -> 
     import jax  # not at the top, so that the grid can be read before jax's flags are set
 
     from pnn_jax.models.registry import count_variables, create_model
-    from pnn_jax.train_state import init_variables
+    from pnn_jax.models.variables import draw_variables
 
     model = create_model(config.model, num_classes)
     key = jax.random.key(0)
-    variables = jax.eval_shape(lambda: init_variables(model, tuple(input_shape), key=key, mask_key=key))
+    variables = jax.eval_shape(lambda: draw_variables(model, tuple(input_shape), key=key, mask_key=key))
     counts = count_variables(variables)
     return counts['trained'] - (counts['masks'] if config.model.trainable_masks else 0)
 

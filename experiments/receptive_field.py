@@ -34,7 +34,7 @@ from pnn_jax.data import load_dataset
 from pnn_jax.data.augment import preprocess
 from pnn_jax.errors import InputError
 from pnn_jax.models.registry import create_model
-from pnn_jax.train_state import init_variables
+from pnn_jax.models.variables import init_variables
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyplot starts)

@@ -9,13 +9,13 @@ from typing import Any
 
 import flax.linen as nn
 import ml_collections
+from pnn_jax.train_state import create_train_state
 
 from pnn_jax.errors import InputError
 from pnn_jax.models.registry import create_model
 from pnn_jax.optim import create_optimizer
 from pnn_jax.run.checkpoints import Checkpointer
 from pnn_jax.train import restore
-from pnn_jax.train_state import create_train_state
 
 
 def load_trained(

@@ -11,8 +11,8 @@ from scipy import stats
 from configs import default
 from experiments import torch_twin, verify_torch
 from pnn_jax.models import create_model
+from pnn_jax.models.variables import init_variables
 from pnn_jax.pytorch import variables as torch_variables
-from pnn_jax.train_state import init_variables
 
 torch.set_num_threads(1)
 NUM_NETWORKS = 12

@@ -9,7 +9,7 @@ from configs import default
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS, create_model
 from pnn_jax.models.registry import count_variables
-from pnn_jax.train_state import init_variables
+from pnn_jax.models.variables import init_variables
 
 
 def shapes(config, image_shape=(32, 32, 3), num_classes=10):
