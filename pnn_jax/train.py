@@ -21,6 +21,7 @@ from pnn_jax.run.resume import check_resumable, resume
 from pnn_jax.run.workdir import Workdir
 from pnn_jax.train_step import TrainState, all_variables
 from pnn_jax.trainer import Trainer
+from pnn_jax.validate import check_batch_norms
 
 
 def never_stop() -> str:
@@ -54,6 +55,9 @@ def train_and_evaluate(
         StoppedEarly: `should_stop` asked for it; the same call resumes the run.
     """
     trainer = Trainer.create(config, dataset)
+    check_batch_norms(
+        trainer.model, trainer.feed.image_shape, batch_size=config.batch_size, num_train=trainer.feed.num_train
+    )
     if config.num_seeds == 1:
         return train_seed(trainer, config, workdir, should_stop, lock=lock)
     with Workdir.open(workdir, config, primary=jax.process_index() == 0, lock=lock) as parent:

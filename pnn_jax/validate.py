@@ -1,169 +1,184 @@
-"""All rules that a config must follow, checked before anything is written; every problem is reported at once."""
+"""Rules that a config must follow. They are checked before anything is written, and all problems are reported at once.
 
-import difflib
+The rules of `config.model` are declared by the layers and networks (`pnn_jax/options.py`). All others are here.
+"""
+
+import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from pnn_jax.data import SOURCES
 from pnn_jax.data.augment import AUGMENTATIONS
 from pnn_jax.data.images import RESIZES
 from pnn_jax.data.streams import STREAMS
 from pnn_jax.errors import InputError
-from pnn_jax.models.registry import LAYERS, MODELS, PERTURBING_LAYERS
-from pnn_jax.nn.activations import ACTIVATIONS
-from pnn_jax.nn.layers import CONV_PADDING, POOLINGS
-from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS
+from pnn_jax.models.perturb_resnet import AnswerStem
+from pnn_jax.models.registry import LAYERS, MODELS, OPTIONS, conflicts, fields_read
+from pnn_jax.nn.norm import SingleValueError
+from pnn_jax.nn.perturbation import PerturbationLayer
 from pnn_jax.optim import OPTIMIZERS
+from pnn_jax.options import Option
 
 DTYPES = ('float32', 'bfloat16')
 PLATFORMS = ('any', 'cpu', 'gpu', 'tpu')
 
-# Fields that mean something only where noise masks (or filters in their place) are.
-_MASK_FIELDS = frozenset(
-    'num_masks share_masks trainable_masks redraw_masks mix_channels noise_level noise_type '
-    'stem_noise_scale activate_after_noise'.split()
-)
-
-
-class _Problems(list):
-    """Collects one line a problem: the field, its value, what is allowed."""
-
-    def choice(self, field: str, value: str, allowed: Iterable[str]) -> None:
-        allowed = list(allowed)
-        if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=1)
-            hint = f' (did you mean {near[0]!r}?)' if near else ''
-            self.append(f'config.{field}={value!r}: must be one of {", ".join(allowed)}{hint}')
-
-    def at_least(self, field: str, value: float, minimum: float) -> None:
-        if not (math.isfinite(value) and value >= minimum):
-            self.append(f'config.{field}={value}: must be finite and at least {minimum}')
-
-    def between(self, field: str, value: float, low: float, high: float) -> None:
-        if not low <= value < high:
-            self.append(f'config.{field}={value}: must be at least {low} and below {high}')
+RULES: Mapping[str, Option] = {
+    'seed': Option(at_least=0),
+    'mask_seed': Option(at_least=0),
+    'num_seeds': Option(at_least=1),
+    'num_epochs': Option(at_least=1),
+    'batch_size': Option(at_least=1),
+    'eval_batch_size': Option(at_least=1),
+    'steps_per_dispatch': Option(at_least=0),
+    'platform': Option(choices=PLATFORMS),
+    'model.name': Option(choices=tuple(MODELS)),
+    'model.dtype': Option(choices=DTYPES),
+    **{f'model.{name}': field.metadata['option'] for name, field in OPTIONS.items()},
+    'data.source': Option(choices=(*SOURCES, *STREAMS)),
+    'data.augment': Option(choices=tuple(AUGMENTATIONS)),
+    'data.resize': Option(choices=tuple(RESIZES)),
+    'data.image_size': Option(at_least=0),
+    'data.pad': Option(at_least=0),
+    'data.train_examples': Option(at_least=0),
+    'data.validation_examples': Option(at_least=0),
+    'optimizer.name': Option(choices=tuple(OPTIMIZERS)),
+    'optimizer.learning_rate': Option(above=0),
+    'optimizer.momentum': Option(at_least=0, below=1),
+    'optimizer.beta1': Option(at_least=0, below=1),
+    'optimizer.beta2': Option(at_least=0, below=1),
+    'optimizer.eps': Option(at_least=0),
+    'optimizer.weight_decay': Option(at_least=0),
+    'schedule.factor': Option(above=0),
+    'checkpoint.every_steps': Option(at_least=0),
+    'checkpoint.keep': Option(at_least=0),
+    'log.every_steps': Option(at_least=1),
+}
 
 
 def validate_config(config) -> None:
-    """Raises InputError with a line for every field whose value is not allowed."""
-    problems = _Problems()
-    for field, minimum in {
-        'seed': 0,
-        'mask_seed': 0,
-        'num_seeds': 1,
-        'num_epochs': 1,
-        'batch_size': 1,
-        'eval_batch_size': 1,
-        'steps_per_dispatch': 0,
-    }.items():
-        problems.at_least(field, config[field], minimum)
+    """Checks every field, and fields that must go together.
+
+    Raises:
+        InputError: one line per problem, with the field, its value and what is allowed.
+    """
+    problems = {field: _problem(config, field) for field in RULES}
+    lines = [line for line in problems.values() if line]
     for field in ('seed', 'mask_seed'):
         if config[field] + config.num_seeds > 2**31:
-            problems.append(
+            lines.append(
                 f'config.{field}={config[field]}, config.num_seeds={config.num_seeds}: every seed must be below 2**31'
             )
-    problems.choice('platform', config.platform, PLATFORMS)
-    problems.at_least('checkpoint.every_steps', config.checkpoint.every_steps, 0)
-    problems.at_least('checkpoint.keep', config.checkpoint.keep, 0)
-    problems.at_least('log.every_steps', config.log.every_steps, 1)
-    _check_model(config.model, problems)
-    _check_data(config.data, problems)
-    _check_optimizer(config, problems)
-    if problems:
-        raise InputError('\n'.join(problems))
+    if not any(problems[f'model.{field}'] for field in ('name', 'layer', 'stem_layer')):
+        lines += [f'config.model.{name}={config.model[name]!r}: {reason}' for name, reason in conflicts(config.model)]
+    lines += [*_data_problems(config.data), *_schedule_problems(config.schedule)]
+    if lines:
+        raise InputError('\n'.join(lines))
 
 
-def _check_model(model, problems: _Problems) -> None:
-    problems.choice('model.name', model.name, MODELS)
-    problems.choice('model.layer', model.layer, LAYERS)
-    problems.choice('model.stem_layer', model.stem_layer, LAYERS)
-    problems.choice('model.noise_type', model.noise_type, NOISE_DISTRIBUTIONS)
-    problems.choice('model.activation', model.activation, ACTIVATIONS)
-    problems.choice('model.pooling', model.pooling, POOLINGS)
-    problems.choice('model.dtype', model.dtype, DTYPES)
-    for field in ('kernel_size', 'stem_kernel_size'):
-        if model[field] not in CONV_PADDING:
-            problems.append(f'config.model.{field}={model[field]}: must be one of {", ".join(map(str, CONV_PADDING))}')
-    problems.at_least('model.num_filters', model.num_filters, 1)
-    problems.at_least('model.num_masks', model.num_masks, 1)
-    problems.at_least('model.noise_level', model.noise_level, 0)
-    problems.at_least('model.stem_noise_scale', model.stem_noise_scale, 0)
-    problems.between('model.dropout_rate', model.dropout_rate, 0, 1)
-    if model.redraw_masks and model.trainable_masks:
-        problems.append('config.model.redraw_masks=True: masks that are trained cannot be drawn anew at every step')
-    if model.redraw_masks and 'random_filters' in (model.layer, model.stem_layer):
-        problems.append("config.model.redraw_masks=True: only for noise masks, not with layers of 'random_filters'")
-    if model.name in ('perturb_resnet18', 'answer_resnet18') and model.layer == 'conv' and model.kernel_size in (5, 7):
-        problems.append(
-            f'config.model.kernel_size={model.kernel_size}: residual blocks need 1 or 3, '
-            'because 5 shrinks a map by two pixels and 7 halves it'
-        )
-    if model.name == 'answer_resnet18' and model.stem_layer == 'random_filters':
-        problems.append(f"config.model.stem_layer='random_filters': {model.name} takes 'perturbation' or 'conv'")
-    if model.name.startswith('noise_resnet') and model.stem_kernel_size not in (3, 7):
-        problems.append(f'config.model.stem_kernel_size={model.stem_kernel_size}: {model.name} takes 3 or 7')
+def _problem(config, field: str) -> str:
+    value = config
+    for part in field.split('.'):
+        value = value[part]
+    problem = RULES[field].problem(value)
+    return f'config.{field}={value!r}: {problem}' if problem else ''
 
 
-def _check_data(data, problems: _Problems) -> None:
-    problems.choice('data.source', data.source, (*SOURCES, *STREAMS))
-    problems.choice('data.augment', data.augment, AUGMENTATIONS)
-    problems.choice('data.resize', data.resize, RESIZES)
-    for field in ('image_size', 'pad', 'train_examples', 'validation_examples'):
-        problems.at_least(f'data.{field}', data[field], 0)
+def _data_problems(data) -> list[str]:
+    lines = []
     if 0 < data.pad < data.image_size:
-        problems.append(f'config.data.pad={data.pad}: must be at least config.data.image_size={data.image_size}, or 0')
+        lines.append(f'config.data.pad={data.pad}: must be at least config.data.image_size={data.image_size}, or 0')
+    both = f'config.data.mean={data.mean}, config.data.std={data.std}'
     if len(data.mean) != len(data.std) or not data.mean:
-        problems.append(f'config.data.mean={data.mean}, config.data.std={data.std}: one value per channel in each')
+        lines.append(f'{both}: one value per channel in each')
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*data.mean, *data.std)):
-        problems.append(
-            f'config.data.mean={data.mean}, config.data.std={data.std}: every value must be a finite number'
-        )
+        lines.append(f'{both}: every value must be a finite number')
     elif any(value <= 0 for value in data.std):
-        problems.append(f'config.data.std={data.std}: every value must be above 0')
+        lines.append(f'config.data.std={data.std}: every value must be above 0')
+    return lines
 
 
-def _check_optimizer(config, problems: _Problems) -> None:
-    optimizer, schedule = config.optimizer, config.schedule
-    problems.choice('optimizer.name', optimizer.name, OPTIMIZERS)
-    if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
-        problems.append(f'config.optimizer.learning_rate={optimizer.learning_rate}: must be finite and above 0')
-    for field in ('momentum', 'beta1', 'beta2'):
-        problems.between(f'optimizer.{field}', optimizer[field], 0, 1)
-    problems.at_least('optimizer.eps', optimizer.eps, 0)
-    problems.at_least('optimizer.weight_decay', optimizer.weight_decay, 0)
+def _schedule_problems(schedule) -> list[str]:
     milestones = list(schedule.milestones)
     if any(type(epoch) is not int or epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
-        problems.append(f'config.schedule.milestones={schedule.milestones}: must be rising epochs, 1 or more')
-    if not (math.isfinite(schedule.factor) and schedule.factor > 0):
-        problems.append(f'config.schedule.factor={schedule.factor}: must be finite and above 0')
+        return [f'config.schedule.milestones={schedule.milestones}: must be rising epochs, 1 or more']
+    return []
 
 
 def check_fits_data(config, image_shape: tuple[int, ...]) -> None:
-    """Raises InputError where a valid config and images of shape [h, w, c] do not go together."""
-    problems = _Problems()
+    """Checks a valid config against images of shape [h, w, c].
+
+    Raises:
+        InputError: one line per field that does not fit the number of channels.
+    """
+    lines = []
     channels = image_shape[-1]
-    model = config.model
+    model, entry = config.model, MODELS[config.model.name]
     if len(config.data.mean) != channels:
-        problems.append(f'config.data.mean={config.data.mean}: the images have {channels} channel(s)')
+        lines.append(f'config.data.mean={config.data.mean}: the images have {channels} channel(s)')
     stem_is_grouped = (
         model.num_masks > 1
-        and model.stem_layer in PERTURBING_LAYERS
-        and model.name in ('perturb_resnet18', 'lenet', 'cifarnet')
+        and 'stem_layer' in entry.fields
+        and issubclass(LAYERS[model.stem_layer], PerturbationLayer)
+        and AnswerStem not in entry.parts  # has its own numbers of masks and of filters
     )
     if stem_is_grouped and model.num_filters % channels:
-        problems.append(
+        lines.append(
             f'config.model.num_filters={model.num_filters}: with num_masks={model.num_masks} in the first layer it '
             f'must be a multiple of the {channels} image channels'
         )
-    if problems:
-        raise InputError('\n'.join(problems))
+    if lines:
+        raise InputError('\n'.join(lines))
+
+
+def check_batch_norms(model: nn.Module, image_shape: tuple[int, ...], *, batch_size: int, num_train: int) -> None:
+    """Checks that no batch norm sees a single value per channel in training, of which there is no variance.
+
+    That takes a batch of one image and a map of one pixel (or a linear layer), so only batches of one are traced.
+    Nothing is computed.
+
+    Args:
+        model: as `create_model` makes it.
+        image_shape: [h, w, c].
+        batch_size: images per training step, over all devices.
+        num_train: training images per epoch; the last batch of an epoch has what is left.
+
+    Raises:
+        InputError: names config.batch_size, the size of the batch, the batch norm, and what to do.
+    """
+    last = num_train % batch_size
+    if 1 not in (batch_size, last):
+        return
+    key = jax.random.key(0)
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    keys = {name: key for name in ('params', 'noise_masks', 'dropout', 'activation', 'redraw')}
+
+    def train_on_one_image():
+        variables = model.init(keys, image)
+        return model.apply(variables, image, train=True, rngs=keys, mutable=['batch_stats'])
+
+    try:
+        jax.eval_shape(train_on_one_image)
+    except SingleValueError as error:
+        if batch_size == 1:
+            raise InputError(f'config.batch_size=1: {error}; use 2 or more') from None
+        larger = next(size for size in itertools.count(batch_size + 1) if num_train % size != 1)
+        raise InputError(
+            f'config.batch_size={batch_size}: the last batch of an epoch has 1 of the {num_train} training images, and '
+            f'{error}; use another batch size, for example {larger}, or another config.data.train_examples'
+        ) from None
 
 
 def check_platform(platform: str) -> None:
-    """Raises InputError where `platform` was asked for and jax runs on something else."""
+    """Checks that jax runs on `platform`, a name in `PLATFORMS`.
+
+    Raises:
+        InputError: jax runs on something else, or cannot start.
+    """
     try:
         found = jax.default_backend()
     except (AssertionError, RuntimeError) as error:
@@ -184,21 +199,12 @@ def check_builds(config, variables) -> None:
 
 
 def ineffective_overrides(model, overridden: Sequence[str]) -> list[str]:
-    """A line for every overridden field of config.model that the chosen network does not read."""
-    fields = MODELS[model.name].fields
-    lines = []
-    for name in overridden:
-        reason = ''
-        if name not in fields | {'name', 'dtype'}:
-            reason = f'{model.name} does not read it'
-        elif 'layer' in fields:
-            kinds = (model.layer, model.stem_layer)
-            if name in _MASK_FIELDS and not any(kind in PERTURBING_LAYERS for kind in kinds):
-                reason = 'no layer perturbs its input'
-            elif name == 'kernel_size' and model.layer != 'conv':
-                reason = f"config.model.layer is {model.layer!r}, not 'conv'"
-            elif name == 'stem_kernel_size' and model.stem_layer != 'conv':
-                reason = f"config.model.stem_layer is {model.stem_layer!r}, not 'conv'"
-        if reason:
-            lines.append(f'config.model.{name}={model[name]} has no effect: {reason}')
-    return lines
+    """A line for every field in `overridden` that the network of a valid `config.model` does not read."""
+    read = fields_read(model) | {'name', 'dtype'}
+    kinds = [f'{name}={model[name]!r}' for name in ('layer', 'stem_layer') if name in read]
+    network = f'{model.name} with {", ".join(kinds)}' if kinds else model.name
+    return [
+        f'config.model.{name}={model[name]!r} has no effect: {network} does not read it'
+        for name in overridden
+        if name not in read
+    ]

@@ -9,7 +9,8 @@ import pytest
 
 from configs import default
 from pnn_jax.data import Dataset, Split
-from pnn_jax.train import Trainer
+from pnn_jax.train_step import all_variables
+from pnn_jax.trainer import Trainer
 from pnn_jax.validate import check_fits_data, validate_config
 
 NAMES = sorted(
@@ -53,15 +54,16 @@ def test_config_trains_a_step_and_evaluates(name):
     split = Split(images=images, labels=np.arange(4, dtype=np.int32))
     dataset = Dataset(name='random', train=split, test=split, class_names=tuple('abcd'), digest='')
     check_fits_data(config, images.shape[1:])
-    trainer = Trainer(config, dataset)
-    state = trainer.fresh_state(0, 0)
+    trainer = Trainer.create(config, dataset)
+    state, fixed = trainer.init(0, 0)
     before = kernels(state.params)
-    ((state, _, _),) = trainer.feed.train(state, 0, 0)
+    (batches,) = trainer.feed.batches(state.key, epoch=0)
+    state = trainer.train_steps(state, fixed, batches)
     assert int(state.step) == 1
     assert int(state.diverged_at) == -1
     unmoved = [name for name, kernel in kernels(state.params).items() if (kernel == before[name]).all()]
     assert not unmoved
-    evaluation = trainer.evaluate(state.variables)
+    evaluation = trainer.evaluate(all_variables(state, fixed))
     assert evaluation.count == 4
     assert np.isfinite(evaluation.loss)
 

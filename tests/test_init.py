@@ -11,7 +11,7 @@ from scipy import stats
 from configs import default
 from experiments import torch_twin, verify_torch
 from pnn_jax.models import create_model
-from pnn_jax.models.variables import init_variables
+from pnn_jax.models.variables import draw_variables
 from pnn_jax.pytorch import variables as torch_variables
 
 torch.set_num_threads(1)
@@ -23,7 +23,7 @@ def pooled(model, image_shape):
     """Every tensor of NUM_NETWORKS networks in both frameworks: name in PyTorch -> (ours, theirs), flat."""
     height, _, channels = image_shape
     network = create_model(model, 10)
-    init = jax.jit(lambda key: init_variables(network, image_shape, key=key, mask_key=jax.random.fold_in(key, 1)))
+    init = jax.jit(lambda key: draw_variables(network, image_shape, key=key, mask_key=jax.random.fold_in(key, 1)))
     ours, theirs = {}, {}
     for seed in range(NUM_NETWORKS):
         torch.manual_seed(seed)

@@ -9,13 +9,13 @@ from configs import default
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS, create_model
 from pnn_jax.models.registry import count_variables
-from pnn_jax.models.variables import init_variables
+from pnn_jax.models.variables import draw_variables, init_variables
 
 
 def shapes(config, image_shape=(32, 32, 3), num_classes=10):
     model = create_model(config.model, num_classes)
     keys = {'key': jax.random.key(0), 'mask_key': jax.random.key(1)}
-    return jax.eval_shape(lambda: init_variables(model, image_shape, **keys))
+    return jax.eval_shape(lambda: draw_variables(model, image_shape, **keys))
 
 
 # The audit's README widths; reference.md of the audit counts them from the PyTorch modules.

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import receptive_field, single_input
 from experiments.command import exit_code
-from pnn_jax.nn.layers import Conv, pool
+from pnn_jax.nn.conv import Conv
+from pnn_jax.nn.pool import pool
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((8, 6, 6, 2)).astype(np.float32)

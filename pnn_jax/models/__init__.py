@@ -1,4 +1,4 @@
-"""All networks by name, and one constructor from `config.model`."""
+"""All networks by name, and `create_model(config.model, num_classes)`, which builds one."""
 
 from pnn_jax.models.registry import MODELS, create_model
 

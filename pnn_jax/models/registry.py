@@ -1,76 +1,82 @@
 """name -> network. `create_model(config.model, num_classes)` is the only constructor that the rest of the project uses.
 
-To add a network, write its builder from a model config and add a line to `MODELS`, naming the fields it reads: a run
-says so where a user sets any other, because a setting that silently does nothing is how ablations go wrong.
+To add a network, write a function that builds it from `config.model`, and add an entry to `MODELS`.
+
+To add an option to a layer, declare it there with `option(...)` and add the field to `configs/default.py`. The builders
+below pass every option of a layer by its name.
+
+Which fields a network reads is observed, not listed: the network is built from a config that records every access. A
+run warns where a user sets any other field, because a setting without effect would spoil an ablation unnoticed.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from pnn_jax.models.resnet import (
-    AnswerStem,
-    BasicBlock,
-    ConvNormStem,
-    ModuleDef,
-    NoiseBlock,
-    NoiseBottleneck,
-    NoiseLayer,
-    PerturbationBlock,
-    PooledStem,
-    ResNet,
-)
+from pnn_jax.models.noise_resnet import NoiseBlock, NoiseBottleneck, NoiseLayer
+from pnn_jax.models.perturb_resnet import AnswerStem, PerturbationBlock, PooledStem
+from pnn_jax.models.resnet import BasicBlock, ConvNormStem, ModuleDef, ResNet
 from pnn_jax.models.small import SmallNet
-from pnn_jax.nn.layers import ConvLayer, NormalizedPerturbationLayer, PerturbationLayer, RandomFilterLayer
-from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS
+from pnn_jax.nn.conv import CONV_PADDING, ConvLayer
+from pnn_jax.nn.perturbation import NormalizedPerturbationLayer, PerturbationLayer, PerturbationUnit
+from pnn_jax.nn.random_filters import RandomFilterLayer
+from pnn_jax.options import Conflict, Option, conflicts_of, option, options_of
 
-PERTURBING_LAYERS: Mapping[str, type[PerturbationLayer]] = {
+# The kinds of layer: values of config.model.layer and config.model.stem_layer.
+LAYERS: Mapping[str, type[nn.Module]] = {
     'perturbation': PerturbationLayer,
     'random_filters': RandomFilterLayer,
+    'conv': ConvLayer,
 }
-LAYERS = (*PERTURBING_LAYERS, 'conv')
 
 
-def _perturbing(module: type[PerturbationLayer], config, **changes) -> ModuleDef:
-    return partial(
-        module,
-        **{
-            'num_masks': config.num_masks,
-            'share_masks': config.share_masks,
-            'trainable_masks': config.trainable_masks,
-            'redraw_masks': config.redraw_masks,
-            'mix_channels': config.mix_channels,
-            'noise_level': config.noise_level,
-            'noise_type': config.noise_type,
-            'activation': config.activation,
-            **changes,
-        },
-    )
+# --- builders ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """Fields of `config.model` that the builders here read themselves; all others are options of a layer or block."""
+
+    num_filters: int = option(128, at_least=1, pytorch='nfilters')
+    layer: str = option('perturbation', choices=LAYERS, pytorch=('perturbation', 'conv'))
+    stem_layer: str = option('perturbation', choices=LAYERS, pytorch=('perturbation', 'conv'))
+    stem_kernel_size: int = option(3, choices=CONV_PADDING, pytorch=tuple(CONV_PADDING))
+    stem_noise_scale: float = option(1.0, at_least=0, pytorch='scale_noise')
+    freeze_stem: bool = option(False, pytorch=(False, True))
+
+
+def configured(cls: type[nn.Module], config, **changes) -> ModuleDef:
+    """`cls` with its options as `config.model` sets them, except for `changes`."""
+    return partial(cls, **{name: getattr(config, name) for name in options_of(cls) if name not in changes}, **changes)
 
 
 def inner_layer(config) -> ModuleDef:
-    """The layer of everything but the stem: makes a module from (features, name)."""
+    """Makes every layer but the first one from (features, name)."""
     if config.layer == 'conv':
-        return partial(ConvLayer, kernel_size=config.kernel_size, activation=config.activation)
-    return _perturbing(PERTURBING_LAYERS[config.layer], config)
+        return configured(ConvLayer, config)
+    layer = configured(LAYERS[config.layer], config)
+    return configured(PerturbationUnit, config, layer=layer, activate_after_noise=True)
 
 
 def stem_layer(config) -> ModuleDef:
-    """The first layer: its own kind, noise level and, right after the noise, possibly no activation."""
+    """Makes the first layer from (features, name). It has its own kind and level, and `activate_after_noise`."""
     if config.stem_layer == 'conv':
-        return partial(ConvLayer, kernel_size=config.stem_kernel_size, activation=config.activation)
-    return _perturbing(
-        PERTURBING_LAYERS[config.stem_layer],
-        config,
-        noise_level=config.noise_level * config.stem_noise_scale,
-        activate_after_noise=config.activate_after_noise,
-    )
+        return configured(ConvLayer, config, kernel_size=config.stem_kernel_size)
+    kind = LAYERS[config.stem_layer]
+    has_level = 'noise_level' in options_of(kind)
+    level = {'noise_level': config.noise_level * config.stem_noise_scale} if has_level else {}
+    return configured(PerturbationUnit, config, layer=configured(kind, config, **level))
 
 
 def stem_is_pooled(config) -> bool:
+    """Whether a pooling follows the first layer."""
     return config.stem_layer == 'conv' and config.stem_kernel_size == 7
 
 
@@ -82,22 +88,24 @@ def _resnet18(config, num_classes: int) -> nn.Module:
 def _perturb_resnet18(config, num_classes: int) -> nn.Module:
     first = partial(stem_layer(config), features=config.num_filters)
     stem = partial(PooledStem, layer=first, pooled=stem_is_pooled(config))
-    block = partial(PerturbationBlock, layer=inner_layer(config), pooling=config.pooling)
+    block = configured(PerturbationBlock, config, layer=inner_layer(config))
     return ResNet(stem, block, config.num_filters, num_classes)
 
 
 def _answer_resnet18(config, num_classes: int) -> nn.Module:
+    """The first layer has three times the filters, five times as many masks and 20 times the level (jfu models.py)."""
     width = 3 * config.num_filters
     if config.stem_layer == 'conv':
         first = partial(ConvLayer, features=width, kernel_size=config.stem_kernel_size, activation='sigmoid')
     else:
-        first = _perturbing(
+        layer = configured(
             NormalizedPerturbationLayer,
             config,
-            features=width,
             num_masks=5 * config.num_filters,
             noise_level=20 * config.noise_level * config.stem_noise_scale,
-            activation='sigmoid',
+        )
+        first = configured(
+            PerturbationUnit, config, layer=layer, features=width, activation='sigmoid', activate_after_noise=True
         )
     stem = partial(
         AnswerStem,
@@ -106,7 +114,7 @@ def _answer_resnet18(config, num_classes: int) -> nn.Module:
         pooled=stem_is_pooled(config),
         activation=config.activation,
     )
-    block = partial(PerturbationBlock, layer=inner_layer(config), pooling=config.pooling)
+    block = configured(PerturbationBlock, config, layer=inner_layer(config))
     return ResNet(stem, block, config.num_filters, num_classes)
 
 
@@ -117,70 +125,135 @@ def _noise_resnet(block: type[nn.Module], stage_sizes: tuple[int, ...], config, 
         kernel_size=config.stem_kernel_size,
         frozen=config.freeze_stem,
     )
-    noise_layer = partial(
-        NoiseLayer,
-        noise_level=config.noise_level,
-        trainable_masks=config.trainable_masks,
-        sample=NOISE_DISTRIBUTIONS[config.noise_type],
-    )
+    noise_layer = configured(NoiseLayer, config)
     return ResNet(stem, partial(block, noise_layer=noise_layer), config.num_filters, num_classes, stage_sizes)
 
 
 def _small(layers_per_group: tuple[int, ...], hidden_features: int, config, num_classes: int) -> nn.Module:
-    return SmallNet(
+    make = configured(
+        SmallNet,
+        config,
         first_layer=stem_layer(config),
         layer=inner_layer(config),
         num_filters=config.num_filters,
         num_classes=num_classes,
         layers_per_group=layers_per_group,
         hidden_features=hidden_features,
-        pooling=config.pooling,
-        activation=config.activation,
-        dropout_rate=config.dropout_rate,
     )
+    return make()
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelEntry:
-    """A network's builder (config.model, num_classes) -> module, and the fields of config.model that it reads."""
+    """A network.
+
+    Attributes:
+        build: (config.model, num_classes) -> module.
+        parts: the classes, besides layers, whose options and conflicts the network has.
+    """
 
     build: Callable[..., nn.Module]
-    fields: frozenset[str]
+    parts: tuple[type, ...] = ()
 
+    @functools.cached_property
+    def fields(self) -> frozenset[str]:
+        """Every field of `config.model` that the network reads for some choice of its layers."""
+        defaults = {name: field.default for name, field in OPTIONS.items()}
+        choices = [{'layer': layer, 'stem_layer': stem} for layer, stem in itertools.product(LAYERS, LAYERS)]
+        return frozenset().union(*(_fields_read(self, SimpleNamespace(**defaults | choice)) for choice in choices))
 
-_LAYER_FIELDS = frozenset(
-    'num_filters num_masks share_masks trainable_masks redraw_masks mix_channels noise_level noise_type '
-    'stem_noise_scale activation layer kernel_size stem_layer stem_kernel_size'.split()
-)
-_NOISE_FIELDS = frozenset('num_filters trainable_masks noise_level noise_type stem_kernel_size freeze_stem'.split())
 
 MODELS: Mapping[str, ModelEntry] = {
-    'resnet18': ModelEntry(_resnet18, frozenset({'num_filters'})),
-    'perturb_resnet18': ModelEntry(_perturb_resnet18, _LAYER_FIELDS | {'pooling', 'activate_after_noise'}),
-    'answer_resnet18': ModelEntry(_answer_resnet18, _LAYER_FIELDS | {'pooling'}),
-    'noise_resnet18': ModelEntry(partial(_noise_resnet, NoiseBlock, (2, 2, 2, 2)), _NOISE_FIELDS),
-    'noise_resnet34': ModelEntry(partial(_noise_resnet, NoiseBlock, (3, 4, 6, 3)), _NOISE_FIELDS),
-    'noise_resnet50': ModelEntry(partial(_noise_resnet, NoiseBottleneck, (3, 4, 6, 3)), _NOISE_FIELDS),
-    'noise_resnet101': ModelEntry(partial(_noise_resnet, NoiseBottleneck, (3, 4, 23, 3)), _NOISE_FIELDS),
-    'noise_resnet152': ModelEntry(partial(_noise_resnet, NoiseBottleneck, (3, 8, 36, 3)), _NOISE_FIELDS),
-    'lenet': ModelEntry(
-        partial(_small, (1, 1, 1), 128), _LAYER_FIELDS | {'pooling', 'activate_after_noise', 'dropout_rate'}
-    ),
-    'cifarnet': ModelEntry(
-        partial(_small, (2, 2, 2), 256), _LAYER_FIELDS | {'pooling', 'activate_after_noise', 'dropout_rate'}
-    ),
+    'resnet18': ModelEntry(_resnet18),
+    'perturb_resnet18': ModelEntry(_perturb_resnet18, (PerturbationBlock,)),
+    'answer_resnet18': ModelEntry(_answer_resnet18, (PerturbationBlock, AnswerStem)),
+    'noise_resnet18': ModelEntry(partial(_noise_resnet, NoiseBlock, (2, 2, 2, 2)), (ConvNormStem, NoiseLayer)),
+    'noise_resnet34': ModelEntry(partial(_noise_resnet, NoiseBlock, (3, 4, 6, 3)), (ConvNormStem, NoiseLayer)),
+    'noise_resnet50': ModelEntry(partial(_noise_resnet, NoiseBottleneck, (3, 4, 6, 3)), (ConvNormStem, NoiseLayer)),
+    'noise_resnet101': ModelEntry(partial(_noise_resnet, NoiseBottleneck, (3, 4, 23, 3)), (ConvNormStem, NoiseLayer)),
+    'noise_resnet152': ModelEntry(partial(_noise_resnet, NoiseBottleneck, (3, 8, 36, 3)), (ConvNormStem, NoiseLayer)),
+    'lenet': ModelEntry(partial(_small, (1, 1, 1), 128), (SmallNet,)),
+    'cifarnet': ModelEntry(partial(_small, (2, 2, 2), 256), (SmallNet,)),
 }
 
 
+def _all_options() -> dict[str, dataclasses.Field]:
+    parts = (part for entry in MODELS.values() for part in entry.parts)
+    return {
+        name: field
+        for cls in (NetworkOptions, *LAYERS.values(), PerturbationUnit, *parts)
+        for name, field in options_of(cls).items()
+    }
+
+
+# Every field of `config.model` but `name` and `dtype`, as a dataclass field with its default and, in its metadata, its
+# rules. A name that several classes use has the same rules in all of them.
+OPTIONS: Mapping[str, dataclasses.Field] = _all_options()
+
+
 def create_model(config, num_classes: int) -> nn.Module:
-    """The network of a validated `config.model`. Call it as model.apply(variables, images [b, h, w, c], train)."""
+    """The network of a valid `config.model`. Call it as model.apply(variables, images [b, h, w, c], train)."""
     return MODELS[config.name].build(config, num_classes)
 
 
-def count_variables(variables) -> dict[str, int]:
-    """Numbers of values: `trained` (what the optimizer updates), `masks` (fixed or trained), `frozen` (a frozen stem).
+# --- facts about a config ---------------------------------------------------------------------------------------------
 
-    Works on shapes alone. Trained masks count in both of the first two, as in the audit's table.
+
+class _Recorder:
+    """A `config.model` that remembers which of its fields were read."""
+
+    def __init__(self, config):
+        self.config = config
+        self.fields_read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.fields_read.add(name)
+        return getattr(self.config, name)
+
+
+def _fields_read(entry: ModelEntry, config) -> set[str]:
+    recorder = _Recorder(config)
+    entry.build(recorder, 2)
+    return recorder.fields_read
+
+
+def fields_read(config) -> set[str]:
+    """The fields of a valid `config.model` that its network, with its choice of layers, reads (besides `name`)."""
+    return _fields_read(MODELS[config.name], config)
+
+
+def conflicts(config) -> Iterator[Conflict]:
+    """Options of `config.model` that do not go together in its network. Its `name` and kinds of layer must be known."""
+    entry = MODELS[config.name]
+    layers = (LAYERS[config.layer], LAYERS[config.stem_layer]) if 'layer' in entry.fields else ()
+    values = {name: getattr(config, name) for name in ('name', *OPTIONS)}
+    found = itertools.chain.from_iterable(conflicts_of(cls, values) for cls in (*layers, *entry.parts))
+    yield from dict.fromkeys(found)  # both kinds of layer may find the same
+
+
+def pytorch_problems(config) -> list[str]:
+    """A line for every option that the network of `config.model` reads and that PyTorch has no counterpart for."""
+    problems = []
+    for name in sorted(fields_read(config)):
+        rules: Option = OPTIONS[name].metadata['option']
+        allowed = (OPTIONS[name].default,) if rules.pytorch is None else rules.pytorch
+        if not isinstance(allowed, str) and getattr(config, name) not in allowed:
+            choices = ', '.join(map(str, allowed))
+            problems.append(
+                f'config.model.{name}={getattr(config, name)!r} has no PyTorch counterpart; allowed: {choices}'
+            )
+    return problems
+
+
+def count_variables(variables) -> dict[str, int]:
+    """Numbers of values in a network's variables, or in their shapes.
+
+    Returns:
+        `trained` (what the optimizer updates), `masks` (fixed or trained) and `frozen` (the kernel of a frozen stem).
+        Trained masks count in both of the first two, as in the audit's table.
     """
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     trained_masks = sum(

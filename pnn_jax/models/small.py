@@ -1,4 +1,4 @@
-"""LeNet and CifarNet of the audit, with the layer injected (michaelklachko/pnn.pytorch@08865db models.py:200-333)."""
+"""LeNet and CifarNet of the audit (michaelklachko/pnn.pytorch@08865db models.py:200-333), with any kind of layer."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,27 @@ import jax
 
 from pnn_jax.errors import InputError
 from pnn_jax.models.resnet import ModuleDef
-from pnn_jax.nn.layers import Activation, Linear, TorchBatchNorm, pool
+from pnn_jax.nn.activations import ACTIVATIONS, Activation
+from pnn_jax.nn.linear import Linear
+from pnn_jax.nn.norm import TorchBatchNorm
+from pnn_jax.nn.pool import POOLINGS, pool
+from pnn_jax.options import option
 
 
 class SmallNet(nn.Module):
-    """Groups of layers, each followed by a 3x3 pooling of stride 2; then a hidden linear layer with dropout around it.
+    """Groups of layers with a 3x3 pooling of stride 2 after each; then a hidden linear layer with dropout around it.
 
     x [b, h, w, c] -> logits [b, num_classes].
 
     Attributes:
-        first_layer: makes the first layer, called as module(x, train).
-        layer: makes every other layer from (features,).
+        first_layer: makes the first layer from (features, name), called as module(x, train).
+        layer: makes every other layer, likewise.
+        num_filters: output channels of every layer.
+        num_classes: width of the logits.
         layers_per_group: layers before each pooling.
         hidden_features: width of the hidden linear layer.
+        pooling: a name in `POOLINGS`.
+        activation: of the hidden linear layer, a name in `ACTIVATIONS`.
         dropout_rate: probability of dropping a value, before and after the hidden layer.
     """
 
@@ -29,12 +37,13 @@ class SmallNet(nn.Module):
     num_classes: int
     layers_per_group: Sequence[int]
     hidden_features: int
-    pooling: str = 'max'
-    activation: str = 'relu'
-    dropout_rate: float = 0.5
+    pooling: str = option('max', choices=POOLINGS, pytorch='pool_type')
+    activation: str = option('relu', choices=ACTIVATIONS, pytorch='act')
+    dropout_rate: float = option(0.5, at_least=0, below=1, pytorch='dropout')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Raises InputError where the images are so small that nothing is left of the map."""
         index = 0
         for num_layers in self.layers_per_group:
             for _ in range(num_layers):
@@ -44,7 +53,7 @@ class SmallNet(nn.Module):
             x = pool(x, self.pooling, 3, 2, 1)
         if 0 in x.shape[1:3]:
             raise InputError('the images are too small for this network: nothing is left after its poolings')
-        # Flattened in torch's order (channel, row, column), so that linear weights move between frameworks unchanged.
+        # Flattened in torch's order (channel, row, column), so that linear weights need no reordering on conversion.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name='dropout1')(x)
         x = TorchBatchNorm(name='norm')(Linear(self.hidden_features, name='linear1')(x), train)

@@ -1,13 +1,16 @@
-"""The eight activations of the audit's `utils.act_fn`, as functions of (x, slope).
+"""The eight activations of the audit's `utils.act_fn` (mk), and a module that owns what an activation learns.
 
-The leaky family needs a slope: a constant for `lrelu`, a learned scalar for `prelu`, and for `rrelu` a random tensor in
-training and a constant in evaluation. The other five ignore it. All defaults are those of `torch.nn`.
+The leaky family needs a slope for negative values: `lrelu` has a constant, `prelu` learns one scalar, and `rrelu` draws
+a random slope per value in training and uses their mean in evaluation. All constants are the defaults of `torch.nn`.
 """
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from pnn_jax.errors import InputError
 
 LRELU_SLOPE = 0.01
 PRELU_INITIAL_SLOPE = 0.25
@@ -19,6 +22,7 @@ def _leaky(x: jax.Array, slope: jax.Array | float) -> jax.Array:
     return jnp.where(x >= 0, x, slope * x)
 
 
+# name -> function(x, slope). Only the leaky family uses the slope.
 ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     'relu': lambda x, slope=None: jax.nn.relu(x),
     'lrelu': _leaky,
@@ -29,3 +33,43 @@ ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     'tanh': lambda x, slope=None: jnp.tanh(x),
     'sigmoid': lambda x, slope=None: jax.nn.sigmoid(x),
 }
+
+
+class Activation(nn.Module):
+    """An elementwise activation on x of any shape. As in torch, all calls of one module use the same learned slope.
+
+    Attributes:
+        kind: a name in `ACTIVATIONS`, or an elementwise function of x.
+
+    Raises:
+        InputError: the name is unknown, or `kind` is neither a name nor a function.
+    """
+
+    kind: str | Callable[[jax.Array], jax.Array]
+
+    def setup(self):
+        known = self.kind in ACTIVATIONS if isinstance(self.kind, str) else callable(self.kind)
+        if not known or isinstance(self.kind, nn.Module):
+            raise InputError(
+                f'activation={self.kind!r}: must be one of {", ".join(ACTIVATIONS)}, or an elementwise function'
+            )
+        if self.kind == 'prelu':
+            self.learned_slope = self.param('slope', nn.initializers.constant(PRELU_INITIAL_SLOPE), (1,), jnp.float32)
+
+    def slope(self) -> jax.Array | None:
+        """The slope for negative values as a scalar, None outside the leaky family. For rrelu: that of evaluation."""
+        if self.kind == 'prelu':
+            return self.learned_slope[0]
+        constants = {'lrelu': LRELU_SLOPE, 'rrelu': RRELU_EVAL_SLOPE}
+        return jnp.float32(constants[self.kind]) if self.kind in constants else None
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Returns an array of x's shape and dtype. In training rrelu needs the random stream `activation`."""
+        if not isinstance(self.kind, str):
+            return self.kind(x)
+        if self.kind == 'rrelu' and train:
+            low, high = RRELU_BOUNDS
+            slope = jax.random.uniform(self.make_rng('activation'), x.shape, x.dtype, low, high)
+        else:
+            slope = self.slope()
+        return ACTIVATIONS[self.kind](x, slope if slope is None else slope.astype(x.dtype))
