@@ -62,7 +62,14 @@ __all__ = ['__version__', *_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
+    try:
+        value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(__name__):
+            raise
+        raise ModuleNotFoundError(
+            f"pnn_jax.{name} needs {error.name}, which training brings: pip install 'pnn-jax[train]'", name=error.name
+        ) from None
     globals()[name] = value
     return value
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from pnn_jax.data.batches import HostBatch, padded_batches
 from pnn_jax.errors import InputError
 from pnn_jax.metrics import judge
+from pnn_jax.padding import HostBatch, padded_batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pnn_jax.data.batches import HostBatch, epoch_order, padded_batches, steps_per_epoch
+from pnn_jax.data.batches import epoch_order, steps_per_epoch
 from pnn_jax.data.dataset import Dataset
 from pnn_jax.data.stream_batches import stream_eval_batches, stream_train_batches
 from pnn_jax.data.streams import Stream
 from pnn_jax.hosts import replicate
+from pnn_jax.padding import HostBatch, padded_batches
 
 BATCH_AXIS = 'batch'
 
