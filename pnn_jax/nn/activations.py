@@ -5,6 +5,7 @@ a random slope per value in training and uses their mean in evaluation. All cons
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,14 @@ ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+def check_activation(kind: Any) -> None:
+    """Raises InputError unless `kind` is a name in `ACTIVATIONS` or a function. Modules with parameters are neither."""
+    known = kind in ACTIVATIONS if isinstance(kind, str) else callable(kind)
+    if not known or isinstance(kind, nn.Module):
+        text = ' '.join(repr(kind).split())  # the repr of a module has several lines
+        raise InputError(f'activation={text}: must be one of {", ".join(ACTIVATIONS)}, or an elementwise function')
+
+
 class Activation(nn.Module):
     """An elementwise activation on x of any shape. As in torch, all calls of one module use the same learned slope.
 
@@ -48,11 +57,7 @@ class Activation(nn.Module):
     kind: str | Callable[[jax.Array], jax.Array]
 
     def setup(self):
-        known = self.kind in ACTIVATIONS if isinstance(self.kind, str) else callable(self.kind)
-        if not known or isinstance(self.kind, nn.Module):
-            raise InputError(
-                f'activation={self.kind!r}: must be one of {", ".join(ACTIVATIONS)}, or an elementwise function'
-            )
+        check_activation(self.kind)
         if self.kind == 'prelu':
             self.learned_slope = self.param('slope', nn.initializers.constant(PRELU_INITIAL_SLOPE), (1,), jnp.float32)
 

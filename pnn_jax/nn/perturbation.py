@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pnn_jax import ops
 from pnn_jax.errors import InputError
-from pnn_jax.nn.activations import ACTIVATIONS, Activation
+from pnn_jax.nn.activations import ACTIVATIONS, Activation, check_activation
 from pnn_jax.nn.channels import along_channels
 from pnn_jax.nn.conv import Conv
 from pnn_jax.nn.initializers import conv_kernel_init, fan_in_uniform
@@ -116,6 +116,7 @@ class PerturbationLayer(nn.Module):
         """The activation as a module: the caller's, one of this layer's own, or None."""
         if self.activation is None or isinstance(self.activation, Activation):
             return self.activation
+        check_activation(self.activation)  # before flax sees it, which would adopt a module and its name
         return Activation(self.activation, name='activation')
 
     def masks(self, shape: tuple[int, ...], train: bool) -> jax.Array:
