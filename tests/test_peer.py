@@ -14,7 +14,7 @@ from pnn_jax.errors import InputError
 from pnn_jax.models import create_model
 from pnn_jax.nn.activations import RRELU_BOUNDS
 from pnn_jax.nn.layers import Activation
-from pnn_jax.ops.perturbation import perturb_combine
+from pnn_jax.ops import perturb_combine
 
 torch.set_num_threads(1)
 

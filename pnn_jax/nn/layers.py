@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pnn_jax.errors import InputError
 from pnn_jax.nn.activations import ACTIVATIONS, LRELU_SLOPE, PRELU_INITIAL_SLOPE, RRELU_BOUNDS, RRELU_EVAL_SLOPE
 from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS
-from pnn_jax.ops import perturbation
+from pnn_jax.ops import combine_channels, perturb_combine, perturb_combine_dense
 
 POOLINGS = ('max', 'avg')
 
@@ -195,7 +195,7 @@ class Conv(nn.Module):
             kernel = self.param('kernel', conv_kernel_init, shape, fan_out)
         kernel = kernel.astype(x.dtype)
         if size == 1:
-            y = perturbation.combine_channels(x[:, :: self.stride, :: self.stride], kernel)
+            y = combine_channels(x[:, :: self.stride, :: self.stride], kernel)
         else:
             padding = ((CONV_PADDING[size],) * 2,) * 2
             y = jax.lax.conv_general_dilated(
@@ -328,8 +328,8 @@ class PerturbationLayer(nn.Module):
         }
         masks = self.noise_masks(x.shape, train).astype(x.dtype)
         if self.num_masks == 1:
-            return perturbation.perturb_combine_dense(x, masks, kernel, **options)
-        return perturbation.perturb_combine(x, masks, kernel, **options)
+            return perturb_combine_dense(x, masks, kernel, **options)
+        return perturb_combine(x, masks, kernel, **options)
 
     def noise_masks(self, input_shape: tuple[int, ...], train: bool) -> jax.Array:
         """Raw masks [h, w, c or 1, num_masks]."""
