@@ -420,7 +420,7 @@ def benchmark_roofline(options, report: Callable[[dict], None]) -> None:
     import jax
     import jax.numpy as jnp
 
-    from pnn_jax.ops.perturbation import perturb_combine
+    from pnn_jax.ops import perturb_combine
 
     def forward(x, masks, weights, y_bar):
         return perturb_combine(x, masks, weights, noise_level=0.5, activation='relu')

@@ -13,7 +13,7 @@ from experiments import torch_twin, verify_torch
 from pnn_jax.errors import InputError
 from pnn_jax.models import create_model
 from pnn_jax.nn.activations import RRELU_BOUNDS, Activation
-from pnn_jax.ops.perturbation import perturb_combine
+from pnn_jax.ops import perturb_combine
 
 torch.set_num_threads(1)
 

@@ -1,10 +1,234 @@
-"""The perturbation operation."""
+"""The perturbation operation: add fixed noise masks, activate, combine with learned weights.
 
-from pnn_jax.ops.perturbation import (
-    combine_channels,
-    perturb_combine,
-    perturb_combine_dense,
-    perturb_combine_reference,
-)
+    y[b, h, w, g, k] = sum_m weights[g, m, k] * activation(x[b, h, w, g] + noise_level * noise_masks[h, w, g or 1, m])
 
-__all__ = ['combine_channels', 'perturb_combine', 'perturb_combine_dense', 'perturb_combine_reference']
+Written out, this needs `num_masks` copies of the input, forward and backward. The implementations here need none: each
+sums over the masks inside one fused expression, and its backward pass computes the perturbed values again from x.
+
+`IMPLEMENTATIONS` lists them. They differ in layout and speed, not in results. To add one, write a file with the two
+functions of an `Implementation` and add a line to that dictionary; the tests then run over it too.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pnn_jax.errors import InputError
+from pnn_jax.nn.activations import ACTIVATIONS
+from pnn_jax.ops import accelerator, cpu, reference
+from pnn_jax.ops.responses import Activation, activate, draw_slopes
+
+__all__ = [
+    'IMPLEMENTATIONS',
+    'Implementation',
+    'combine_channels',
+    'perturb_combine',
+    'perturb_combine_dense',
+    'perturb_combine_reference',
+]
+
+
+class Implementation(NamedTuple):
+    """One way to compute the operation.
+
+    Attributes:
+        combine: (x, noise_masks, weights, slope, key, *, noise_level, activation) -> y, as in `perturb_combine`.
+        gradients: (x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation) -> gradients of x,
+            noise_masks, weights and slope, for the cotangent y_bar of y. The gradient of a slope of None is None.
+    """
+
+    combine: Callable[..., jax.Array]
+    gradients: Callable[..., tuple]
+
+
+IMPLEMENTATIONS = {
+    'reference': Implementation(reference.combine, reference.gradients),
+    'cpu': Implementation(cpu.combine, cpu.gradients),
+    'accelerator': Implementation(accelerator.combine, accelerator.gradients),
+}
+
+# What 'auto' takes on a platform; on all others it takes 'accelerator'.
+IMPLEMENTATION_OF_PLATFORM = {'cpu': 'cpu'}
+
+_LEAKY = ('lrelu', 'prelu', 'rrelu')
+
+
+def perturb_combine(
+    x: jax.Array,
+    noise_masks: jax.Array,
+    weights: jax.Array,
+    *,
+    noise_level: float,
+    activation: Activation,
+    slope: jax.Array | None = None,
+    key: jax.Array | None = None,
+    implementation: str = 'auto',
+) -> jax.Array:
+    """Combines the responses of every channel to its masks.
+
+    Differentiable in x, noise_masks, weights and slope, in reverse mode. Sums are in float32 or wider, except in the
+    implementation 'reference'.
+
+    Args:
+        x: [b, h, w, g], of a floating-point type.
+        noise_masks: [h, w, g, m], or [h, w, 1, m] where all channels share them. They are raw: `noise_level`
+            multiplies them here.
+        weights: [g, m, k], for k outputs a channel.
+        noise_level: factor of the masks.
+        activation: a name in `ACTIVATIONS`; or an elementwise function of one array, which must be hashable and must
+            not use other traced arrays; or None for no activation, where the sum over masks has a closed form.
+        slope: scalar, for lrelu, prelu and rrelu. The other activations ignore it.
+        key: for rrelu in training. Every perturbed value then gets a random slope of its own, drawn from
+            fold_in(key, index of its mask), and `slope` is not used.
+        implementation: a name in `IMPLEMENTATIONS`, or 'auto': the platform for which the program is lowered decides.
+
+    Returns:
+        y [b, h, w, g, k], in the dtype of x.
+
+    Raises:
+        InputError: for shapes that do not fit, or an unknown activation or implementation.
+    """
+    _check_shapes(x, noise_masks, weights)
+    _check_options(noise_level, activation, slope, key)
+    if implementation != 'auto' and implementation not in IMPLEMENTATIONS:
+        raise InputError(f'implementation={implementation!r}: allowed are auto, {", ".join(IMPLEMENTATIONS)}')
+    if activation is None:
+        offset = jnp.sum(noise_masks[..., None] * weights[None, None], axis=-2)
+        return x[..., None] * weights.sum(1)[None, None, None] + (noise_level * offset)[None]
+    if key is not None:
+        slope = None
+    return _combine(implementation, noise_level, activation, x, noise_masks, weights, slope, key)
+
+
+def perturb_combine_dense(
+    x: jax.Array,
+    noise_masks: jax.Array,
+    weights: jax.Array,
+    *,
+    noise_level: float,
+    activation: Activation,
+    slope: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """One mask a channel, combined over all channels by a product of matrices.
+
+    Args:
+        x: [b, h, w, g].
+        noise_masks: [h, w, g or 1, 1].
+        weights: [g, o].
+        noise_level, activation, slope, key: as in `perturb_combine`.
+
+    Returns:
+        [b, h, w, o].
+
+    Raises:
+        InputError: as `perturb_combine`.
+    """
+    _check_shapes(x, noise_masks, weights[:, None] if weights.ndim == 2 else weights)
+    _check_options(noise_level, activation, slope, key)
+    if noise_masks.shape[-1] != 1:
+        raise InputError(f'noise_masks of shape {noise_masks.shape}: perturb_combine_dense takes one mask a channel')
+    perturbed = x + noise_level * noise_masks[None, ..., 0]
+    if key is not None:
+        slope = draw_slopes(key, 0, perturbed.shape, perturbed.dtype)
+    return combine_channels(activate(activation, perturbed, slope), weights)
+
+
+def combine_channels(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """A 1x1 convolution: x [b, h, w, i], weights [i, o] -> [b, h, w, o].
+
+    It is a product of two matrices, because XLA:CPU copies the operands of the gradient of an einsum over four axes.
+    """
+    rows = math.prod(x.shape[:-1])  # not -1, which a map without pixels does not allow
+    return (x.reshape(rows, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[-1])
+
+
+def perturb_combine_reference(
+    x: jax.Array,
+    noise_masks: jax.Array,
+    weights: jax.Array,
+    *,
+    noise_level: float,
+    activation: Activation,
+    slope: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """`perturb_combine` written out, with all perturbed maps in memory and differentiated by JAX.
+
+    Arguments and errors as there. Every implementation must equal it, in outputs and gradients.
+    """
+    _check_shapes(x, noise_masks, weights)
+    _check_options(noise_level, activation, slope, key)
+    return reference.combine(x, noise_masks, weights, slope, key, noise_level=noise_level, activation=activation)
+
+
+# The implementation is chosen inside the forward and inside the backward function of one custom_vjp. If JAX
+# differentiated through the choice, it would keep the residuals of all implementations.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _combine(implementation, noise_level, activation, x, noise_masks, weights, slope, key):
+    function = partial(_run, implementation, 'combine', noise_level=noise_level, activation=activation)
+    return function(x, noise_masks, weights, slope, key)
+
+
+def _combine_forward(implementation, noise_level, activation, *arguments):
+    return _combine(implementation, noise_level, activation, *arguments), arguments
+
+
+def _combine_backward(implementation, noise_level, activation, arguments, y_bar):
+    function = partial(_run, implementation, 'gradients', noise_level=noise_level, activation=activation)
+    return *function(*arguments, y_bar), None  # None: a key has no gradient
+
+
+_combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _run(implementation: str, function: str, *arguments, **options):
+    """Calls 'combine' or 'gradients' of the implementation; for 'auto', of the one for the platform."""
+
+    def of(name: str) -> Callable:
+        return partial(getattr(IMPLEMENTATIONS[name], function), **options)
+
+    if implementation != 'auto':
+        return of(implementation)(*arguments)
+    by_platform = {platform: of(name) for platform, name in IMPLEMENTATION_OF_PLATFORM.items()}
+    return jax.lax.platform_dependent(*arguments, **by_platform, default=of('accelerator'))
+
+
+def _check_shapes(x: jax.Array, noise_masks: jax.Array, weights: jax.Array) -> None:
+    """Raises InputError unless x is [b, h, w, g], noise_masks [h, w, g or 1, m] and weights [g, m, k]."""
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f'x of shape {x.shape} and type {x.dtype}: must be [b, h, w, g], of a floating-point type')
+    _, height, width, channels = x.shape
+    allowed = [(height, width, groups) for groups in (channels, 1)]
+    if noise_masks.ndim != 4 or noise_masks.shape[:3] not in allowed or noise_masks.shape[3] == 0:
+        raise InputError(
+            f'noise_masks of shape {noise_masks.shape}: for x of shape {x.shape} it must be '
+            f'[{height}, {width}, {channels} or 1, m], with at least one mask'
+        )
+    if weights.ndim != 3 or weights.shape[:2] != (channels, noise_masks.shape[3]):
+        raise InputError(
+            f'weights of shape {weights.shape}: for {channels} channels and {noise_masks.shape[3]} masks it must be '
+            f'[{channels}, {noise_masks.shape[3]}, outputs a channel]'
+        )
+
+
+def _check_options(noise_level: float, activation: Activation, slope: jax.Array | None, key: jax.Array | None) -> None:
+    if not isinstance(noise_level, numbers.Real):
+        raise InputError(f'noise_level={noise_level!r}: must be a number, not an array')
+    if activation is not None and not callable(activation) and activation not in ACTIVATIONS:
+        raise InputError(
+            f'activation={activation!r}: allowed are {", ".join(ACTIVATIONS)}, an elementwise function, or None'
+        )
+    if not isinstance(activation, Hashable):
+        raise InputError(f'activation={activation!r}: a function must be hashable')
+    if key is not None and activation != 'rrelu':
+        raise InputError(f"key: only activation='rrelu' draws slopes, not activation={activation!r}")
+    if key is None and activation in _LEAKY and (slope is None or jnp.ndim(slope) != 0):
+        raise InputError(f'slope={slope!r}: activation={activation!r} needs a scalar')

@@ -1,0 +1,97 @@
+"""The perturbation operation for GPUs and TPUs: masks first, one expression that XLA fuses, its own gradients.
+
+The masks are the first axis of every expression below. The sum over masks is then a reduction over the outermost axis,
+and the other axes keep the layout of the input. XLA computes the perturbed values inside the kernel that sums them, and
+never writes them to memory. This holds for all sums: those over masks (the output and the gradient of x) and those over
+images and pixels (the gradients of weights, masks and slope).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pnn_jax.ops.responses import Activation, activate, draw_slopes
+
+
+def combine(
+    x: jax.Array,
+    noise_masks: jax.Array,
+    weights: jax.Array,
+    slope: jax.Array | None,
+    key: jax.Array | None,
+    *,
+    noise_level: float,
+    activation: Activation,
+) -> jax.Array:
+    """`perturb_combine`, arguments as there. Sums are in float32 or wider."""
+    x_wide, noise_masks, weights, slope = _widen(x, noise_masks, weights, slope)
+    perturbed = _perturb(x_wide, noise_masks, noise_level)
+    slope = _slopes(slope, key, perturbed)
+    return sum_over_masks(activate(activation, perturbed, slope), weights).astype(x.dtype)
+
+
+def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
+    """The gradients of x, noise_masks, weights and slope for the cotangent y_bar [b, h, w, g, k].
+
+    In the comments, r is a response, p its perturbed value, w its weight: y = sum over masks of w r(p).
+    """
+    arguments = x, noise_masks, weights, slope
+    x, noise_masks, weights, slope, y_bar = _widen(*arguments, y_bar)
+    perturbed = _perturb(x, noise_masks, noise_level)
+    slopes = _slopes(slope, key, perturbed)
+    outputs = range(weights.shape[-1])
+
+    def respond(perturbed):
+        return activate(activation, perturbed, slopes)
+
+    # dy/dx = sum over masks of w r'(p). y_bar multiplies after that sum, which saves a product for each mask.
+    x_bar = sum(
+        y_bar[..., k] * _times_derivative(respond, perturbed, masks_first(weights)[:, k]).sum(0) for k in outputs
+    )
+    responses = respond(perturbed)
+    weights_bar = jnp.stack([(responses * y_bar[None, ..., k]).sum((1, 2, 3)).T for k in outputs], axis=-1)
+    responses_bar = sum(masks_first(weights)[:, k] * y_bar[None, ..., k] for k in outputs)
+    perturbed_bar = _times_derivative(respond, perturbed, responses_bar)
+    noise_bar = noise_level * perturbed_bar.sum((1, 4) if noise_masks.shape[2] == 1 else 1)
+    noise_bar = jnp.moveaxis(noise_bar.reshape(-1, *noise_masks.shape[:3]), 0, -1)
+    slope_bar = None
+    if slope is not None:
+        slope_bar = jax.vjp(lambda slope: activate(activation, perturbed, slope), slope)[1](responses_bar)[0]
+    bars = x_bar, noise_bar, weights_bar, slope_bar
+    return jax.tree.map(lambda bar, argument: bar.astype(argument.dtype), bars, arguments)
+
+
+def masks_first(weights: jax.Array) -> jax.Array:
+    """[g, m, k] -> [m, k, 1, 1, 1, g]: of one output [:, k], it multiplies responses [m, b, h, w, g]."""
+    return jnp.moveaxis(weights, 0, -1)[:, :, None, None, None]
+
+
+def sum_over_masks(responses: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted sums of responses [m, b, h, w, g] with weights [g, m, k]: [b, h, w, g, k]."""
+    weights = masks_first(weights)
+    return jnp.stack([(weights[:, k] * responses).sum(0) for k in range(weights.shape[1])], axis=-1)
+
+
+def _widen(*arrays: jax.Array | None) -> list[jax.Array | None]:
+    """The arrays in float32, or in float64 where the first one is."""
+    wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
+    return [None if array is None else array.astype(wide) for array in arrays]
+
+
+def _perturb(x: jax.Array, noise_masks: jax.Array, noise_level: float) -> jax.Array:
+    """The perturbed values [m, b, h, w, g] of x [b, h, w, g] with masks [h, w, g or 1, m]."""
+    return x[None] + noise_level * jnp.moveaxis(noise_masks, -1, 0)[:, None]
+
+
+def _slopes(slope: jax.Array | None, key: jax.Array | None, perturbed: jax.Array) -> jax.Array | None:
+    """The scalar slope, or random ones of the shape of `perturbed` where there is a key."""
+    if key is None:
+        return slope
+    masks, *shape = perturbed.shape
+    return jax.vmap(lambda index: draw_slopes(key, index, tuple(shape), perturbed.dtype))(jnp.arange(masks))
+
+
+def _times_derivative(function: Callable, at: jax.Array, factor: jax.Array) -> jax.Array:
+    """factor * f'(at), of the shape of `at`, for an elementwise function f."""
+    return jax.vjp(function, at)[1](jnp.broadcast_to(factor, at.shape))[0]
