@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the form that torchvision downloads: a folder of pickles or the .tar.gz of it."""
+"""CIFAR-10 and CIFAR-100 as torchvision downloads them: a folder of pickles, or the .tar.gz of that folder."""
 
 import dataclasses
 import io
@@ -11,12 +11,13 @@ import numpy as np
 from pnn_jax.data.dataset import Dataset, Split, make_split
 from pnn_jax.data.files import read_bytes
 from pnn_jax.data.pickles import PickleError, read_pickle
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, one_line
+from pnn_jax.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where one of the two sets keeps what."""
+    """File names and dictionary keys of one of the two sets."""
 
     folder: str
     archive: str
@@ -50,19 +51,23 @@ LAYOUTS = {
 
 
 def load_cifar(data_config) -> Dataset:
-    """Reads the set config.data.name at config.data.path: the folder, the archive, or a folder that holds either.
+    """Loads 'cifar10' or 'cifar100' (config.data.name).
 
-    Archives are read in memory and pickles as data, so that neither can write a file or run code.
+    config.data.path is the folder of pickles, its .tar.gz, or a folder that holds either. Archives are not unpacked to
+    disk, and pickles are read as plain data, so neither can write a file or run code.
+
+    Returns:
+        uint8 images [n, 32, 32, 3] and the fine labels.
 
     Raises:
-        InputError: something is missing, damaged, or more than plain data.
+        InputError: a file is missing or damaged, or holds more than plain data.
     """
     if data_config.name not in LAYOUTS:
         raise InputError(
             f'config.data.name={data_config.name!r}: must be one of {", ".join(LAYOUTS)} for the source cifar'
         )
     layout = LAYOUTS[data_config.name]
-    path = Path(data_config.path).expanduser()
+    path = local_path(data_config.path, 'config.data.path')
     for candidate in (path / layout.folder, path / layout.archive):
         if candidate.exists():
             path = candidate
@@ -80,7 +85,7 @@ def _wanted(layout: _Layout) -> tuple[str, ...]:
 
 
 def _in_folder(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
-    """Name of a file -> (its path, for errors; its content)."""
+    """Name of a file -> (its path for error messages, its content)."""
     missing = [name for name in _wanted(layout) if not (path / name).is_file()]
     if missing:
         raise InputError(f'config.data.path={str(path)!r}: there is no {missing[0]} (nor {layout.archive}) in it')
@@ -104,7 +109,7 @@ def _in_archive(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f'{path}: damaged archive ({error})') from None
+        raise InputError(f'{path}: damaged archive ({one_line(error)})') from None
     missing = [name for name in _wanted(layout) if name not in files]
     if missing:
         raise InputError(f'{path}: there is no {layout.folder}/{missing[0]} in it')
@@ -112,7 +117,7 @@ def _in_archive(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
 
 
 def _read(files: dict[str, tuple[str, bytes]], name: str) -> tuple[str, dict[str, Any]]:
-    """The path and the dictionary of a file, its keys as text."""
+    """The path of a file and the dictionary in it, with its keys as text."""
     path, content = files[name]
     try:
         values = read_pickle(content)
@@ -144,5 +149,6 @@ def _batch(files: dict[str, tuple[str, bytes]], name: str, layout: _Layout, num_
         labels = np.array(labels, np.int64)
     if not isinstance(labels, np.ndarray):
         raise InputError(f'{path}: has no list of integers under {layout.labels!r}')
-    # Planes of red, green and blue, each 32 rows of 32.
-    return make_split(pixels.reshape(len(pixels), 3, 32, 32).transpose(0, 2, 3, 1), labels, num_classes, path)
+    # A row is the red, the green and the blue plane, each 32x32.
+    images = np.asarray(pixels).reshape(len(pixels), 3, 32, 32).transpose(0, 2, 3, 1)
+    return make_split(images, np.asarray(labels), num_classes, path)
