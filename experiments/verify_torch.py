@@ -41,6 +41,8 @@ from pnn_jax.errors import InputError
 from pnn_jax.models import create_model
 from pnn_jax.optim import create_optimizer
 from pnn_jax.pytorch import variables as torch_variables
+from pnn_jax.pytorch.constructors import constructor_arguments, model_fields
+from pnn_jax.pytorch.names import TABLES
 from pnn_jax.pytorch.variables import Arrays, TorchTensors
 
 TOLERANCE = 1e-6  # in double precision, relative to max(1, |value|)
@@ -447,7 +449,7 @@ def read_golden(path: pathlib.Path) -> Golden:
             raise InputError(f'{path.with_suffix(".json")}: ref={facts["ref"]!r}; known are {AUDIT} and {ANSWER}')
         quantities = frozenset(facts.get('thinned', QUANTITIES))
         model = default.get_config().model
-        model.update(torch_variables.model_fields(facts['net_type'], facts['args'], authors_answer=origin == ANSWER))
+        model.update(model_fields(facts['net_type'], facts['args'], authors_answer=origin == ANSWER))
         case = Case(
             name=facts['name'],
             model=model,
@@ -572,7 +574,7 @@ def build_from_repository(models, origin: str, model_config, num_classes: int, i
     theirs = {'answer_resnet18': 'perturb_resnet18'}.get(name, name.replace('noise_resnet', 'noiseresnet'))
     if not hasattr(models, theirs):
         raise InputError(f'model.name={name!r} is not in {origin}')
-    arguments = torch_variables.constructor_arguments(model_config, num_classes, image_size)
+    arguments = constructor_arguments(model_config, num_classes, image_size)
     if name == 'noise_resnet18':
         arguments['first_filter_size'] = model_config.stem_kernel_size
     return getattr(models, theirs)(**arguments)
@@ -657,7 +659,7 @@ def random_config(rng: np.random.Generator) -> tuple[ml_collections.ConfigDict, 
     channels = pick(1, 3)
     config.optimizer.learning_rate = 1e-3
     config.model.update(
-        name=pick(*(name for name in torch_variables.TABLES if not name.endswith(('101', '152')))),
+        name=pick(*(name for name in TABLES if not name.endswith(('101', '152')))),
         num_filters=int(channels * pick(1, 2)) if channels == 3 else pick(2, 3),
         layer=pick('perturbation', 'perturbation', 'conv'),
         kernel_size=pick(1, 3),

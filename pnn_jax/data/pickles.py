@@ -32,7 +32,11 @@ REFUSED_INSTRUCTIONS = ('INST', 'OBJ', 'NEWOBJ_EX', 'EXT1', 'EXT2', 'EXT4', 'NEX
 
 
 class PickleError(ValueError):
-    """Not a pickle, a damaged one, or one that needs more than the functions on the list."""
+    """Not a pickle, or a damaged one."""
+
+
+class UnsafePickleError(PickleError):
+    """A pickle that needs more than the functions on the list, or more memory than it should."""
 
 
 def read_pickle(content: bytes) -> Any:
@@ -113,14 +117,14 @@ class RestrictedUnpickler(pickle._Unpickler):
         except Exception as error:  # a damaged program can go wrong anywhere: empty stack, unknown memo, bad text
             raise PickleError(f'damaged pickle ({type(error).__name__}: {one_line(error)})'[:200]) from None
 
-    def function(self, name: str) -> Callable[..., Any] | None:
-        """What stands for the name 'module.name', or None where it is refused."""
-        return self._functions.get(name)
+    def function(self, module: str, name: str) -> Callable[..., Any] | None:
+        """What stands for a name in a module, or None where it is refused."""
+        return self._functions.get(f'{module}.{name}')
 
     def find_class(self, module: str, name: str) -> Name:
         full = f'{module}.{name}'
-        if (call := self.function(full)) is None:
-            raise PickleError(f'a pickle that wants to use {full[:100]!r}; {self.reads}')
+        if (call := self.function(module, name)) is None:
+            raise UnsafePickleError(f'a pickle that wants to use {full[:100]!r}; {self.reads}')
         return Name(full, call)
 
     # Instructions that are stricter than in the standard library.
@@ -179,14 +183,14 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def _encode(self, text: str, encoding: str) -> bytes:
         if encoding != 'latin1':
-            raise PickleError(f'a pickle of text in the encoding {encoding!r:.40}; {self.reads}')
+            raise UnsafePickleError(f'a pickle of text in the encoding {encoding!r:.40}; {self.reads}')
         if text not in self._encoded:  # asked for twice, the same bytes: a pickle cannot multiply them
             self._encoded[_expect(str, text)] = text.encode('latin-1')
         return self._encoded[text]
 
     def _new_array(self, subtype: Name, shape: Any, code: Any) -> 'Array':
         if _expect(Name, subtype).name != 'numpy.ndarray':
-            raise PickleError(f'a pickle with an array of the kind {subtype.name!r}; {self.reads}')
+            raise UnsafePickleError(f'a pickle with an array of the kind {subtype.name!r}; {self.reads}')
         array = Array((0,), np.uint8)
         array.reserve = self._reserve
         return array
@@ -194,16 +198,16 @@ class RestrictedUnpickler(pickle._Unpickler):
     def _reserve(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise PickleError('a pickle whose arrays are larger than itself')
+            raise UnsafePickleError('a pickle whose arrays are larger than itself')
 
 
 def _check_instructions(file: BinaryIO) -> None:
     """Raises PickleError unless the pickle is complete, of known instructions and of a bounded number of them."""
     for count, (instruction, _, _) in enumerate(pickletools.genops(file)):
         if count > MAX_INSTRUCTIONS:
-            raise PickleError(f'a pickle of more than {MAX_INSTRUCTIONS:,} instructions')
+            raise UnsafePickleError(f'a pickle of more than {MAX_INSTRUCTIONS:,} instructions')
         if instruction.name in REFUSED_INSTRUCTIONS:
-            raise PickleError(f'a pickle that holds more than plain data (instruction {instruction.name})')
+            raise UnsafePickleError(f'a pickle that holds more than plain data (instruction {instruction.name})')
 
 
 def _expect(kind: type, value: Any) -> Any:
@@ -221,12 +225,12 @@ def _key(value: Any) -> Any:
 
 def _set(items: Any = ()) -> set:
     if len(_expect(list | tuple, items)) > 1000:
-        raise PickleError('a pickle with a set of more than 1,000 members')
+        raise UnsafePickleError('a pickle with a set of more than 1,000 members')
     return set(map(_key, items))
 
 
 def _not_called(*arguments: Any) -> None:
-    raise PickleError('a pickle that wants to make an array in an unknown way')
+    raise UnsafePickleError('a pickle that wants to make an array in an unknown way')
 
 
 # --- NumPy ------------------------------------------------------------------------------------------------------------
@@ -238,7 +242,7 @@ class Dtype(Stateful):
     def __init__(self, code: str | bytes, *options: Any):
         self.code = code.decode() if isinstance(code, bytes) else _expect(str, code)
         if not re.fullmatch('b1|[iu][1248]|f[248]', self.code):
-            raise PickleError(f'a pickle with an array of type {self.code!r:.40}; only arrays of numbers are read')
+            raise UnsafePickleError(f'a pickle with an array of type {self.code!r:.40}; only numbers are read')
         self.order = '='
 
     def set_state(self, state: Any) -> None:

@@ -153,6 +153,30 @@ class Checkpointer:
         state = _fill(template, arrays, f'the checkpoint of step {record["step"]} in {self._directory}')
         return Restored(state, record['meta'], record['step'], record['accuracy'])
 
+    def read(self, which: str | int = 'latest') -> tuple[dict[str, np.ndarray], dict] | None:
+        """The arrays of a verified checkpoint, for who has no template, with those of the masks it was trained with.
+
+        Returns:
+          Name of the leaf -> array, and the record (step, accuracy, meta); None if there is no checkpoint at all.
+
+        Raises:
+          RunError: as `restore`; or the masks are missing, damaged or others.
+        """
+        self.wait()
+        if (found := self._read_first_good(which)) is None:
+            return None
+        arrays, record = found
+        path, expected = self._directory / 'masks', record['meta']['fixed_digest']
+        if expected == _digest({}):
+            return found
+        try:
+            masks, masks_record = self._read(path)
+        except Damaged as damage:
+            raise RunError(f'noise masks in {path} cannot be used: {damage}') from None
+        if masks_record['state_sha256'] != expected:
+            raise RunError(f'noise masks in {path} are not those that the checkpoint was trained with')
+        return arrays | masks, record
+
     def inspect(self) -> list[Summary]:
         """Reads and verifies every checkpoint, and the noise masks if there are any, from old to new."""
         self.wait()

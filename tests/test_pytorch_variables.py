@@ -13,6 +13,8 @@ from experiments import torch_twin, verify_torch
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS
 from pnn_jax.pytorch import variables as torch_variables
+from pnn_jax.pytorch.constructors import constructor_arguments, model_fields
+from pnn_jax.pytorch.layouts import undo_level
 from pnn_jax.pytorch.variables import TorchTensors
 
 torch.set_num_threads(1)
@@ -126,7 +128,7 @@ def test_lost_noise_is_refused_and_so_is_noise_of_another_level():
 def test_every_mask_comes_back_from_its_product_with_the_level(level):
     masks = np.random.default_rng(0).uniform(-1, 1, 20_000).astype(np.float32)
     scaled = masks * np.float32(level)
-    np.testing.assert_array_equal(torch_variables._undo_level('mask', scaled, level) * np.float32(level), scaled)
+    np.testing.assert_array_equal(undo_level('mask', scaled, level) * np.float32(level), scaled)
 
 
 @pytest.mark.parametrize('change', [{'redraw_masks': True}, {'layer': 'random_filters'}])
@@ -140,10 +142,10 @@ def test_what_torch_does_not_have_is_not_exported(change):
 @pytest.mark.parametrize('path', sorted(DATA.glob('*.npz')), ids=lambda path: path.stem)
 def test_constructor_arguments_are_the_inverse_of_model_fields(path):
     model = verify_torch.read_golden(path).case.model
-    arguments = torch_variables.constructor_arguments(model, 10, 32)
+    arguments = constructor_arguments(model, 10, 32)
     answer = model.name == 'answer_resnet18' or model.freeze_stem
     name = {'answer_resnet18': 'perturb_resnet18'}.get(model.name, model.name.replace('noise_resnet', 'noiseresnet'))
-    fields = torch_variables.model_fields(
+    fields = model_fields(
         name,
         arguments | {'first_filter_size': model.stem_kernel_size} if 'noise_resnet' in model.name else arguments,
         authors_answer=answer,
