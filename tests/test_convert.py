@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_data_hostile import damaged
 
 from configs import default
-from experiments import torch_twin, verify_torch
+from experiments.verify import networks, torch_twin
 from pnn_jax import convert
 from pnn_jax.data import load_dataset
 from pnn_jax.data.pickles import PickleError, UnsafePickleError
@@ -43,7 +43,7 @@ def digits_network():
     config = convert.read_config(DIGITS).config
     torch.manual_seed(3)
     network = torch_twin.build_twin(config.model, 10, 16, 1)
-    verify_torch.randomise_constants(network, 3)
+    networks.randomise_constants(network, 3)
     return config, network.eval()
 
 
@@ -133,7 +133,7 @@ def test_a_whole_model_of_the_audit_tells_everything(tmp_path, monkeypatch, zipp
     model.update(num_filters=3, num_masks=2, activation='elu', pooling='avg', noise_level=0.2, stem_noise_scale=2.0)
     model.update(mix_channels=True, noise_type='normal', activate_after_noise=True)
     network = torch_twin.build_twin(model, 10, 32, 3)
-    tensors = verify_torch.tensors_of(network)
+    tensors = networks.tensors_of(network)
     path = save_as_the_audit_does(
         tmp_path / 'model.pth', network, model, monkeypatch, _use_new_zipfile_serialization=zipped
     )
@@ -151,7 +151,7 @@ def test_a_whole_model_still_has_the_noise_that_its_state_dict_lacks(tmp_path, m
     model = default.get_config().model
     model.update(name='noise_resnet18', num_filters=2, noise_level=0.1, freeze_stem=True)
     network = torch_twin.build_twin(model, 10, 32, 3)
-    noise = verify_torch.tensors_of(network).noise_masks
+    noise = networks.tensors_of(network).noise_masks
     path = save_as_the_audit_does(tmp_path / 'model.pth', network, model, monkeypatch)
     checkpoint = read_checkpoint(path)
     fields = checkpoint.architecture.fields
