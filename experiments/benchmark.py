@@ -6,9 +6,9 @@ python -m experiments.benchmark --rows= --scaling=num_masks,batch,seeds    table
 python -m experiments.benchmark --rows= --roofline                         the perturbation operation by itself
 
 Ours is the whole training step (augmentation, gradients, update) of `pnn_jax.train`, or the whole exact evaluation of
-one batch; the peer's is that of `experiments.torch_twin` on images that are ready on its device: forward, backward,
-SGD, or forward and comparison. Each side runs in a process of its own, so that peak memory is its own, and the two
-take turns (A B A B ...), so that what else the machine does hits both. Figures are medians over turns.
+one batch; the peer's is that of `experiments.verify.torch_twin` on images that are ready on its device: forward,
+backward, SGD, or forward and comparison. Each side runs in a process of its own, so that peak memory is its own, and
+the two take turns (A B A B ...), so that what else the machine does hits both. Figures are medians over turns.
 
 On CPUs peak memory is the process's resident set, code and compiler included; on accelerators what the framework
 allocated there.
@@ -196,7 +196,7 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
     """The twin's training step with SGD, or its forward pass in evaluation."""
     import torch
 
-    from experiments.torch_twin import build_twin
+    from experiments.verify.torch_twin import build_twin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     config = case.config()

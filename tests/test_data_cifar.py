@@ -100,13 +100,22 @@ def test_plain_data_is_read_as_python_reads_it(value, protocol):
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays, st.booleans(), st.integers(2, 4))
+@given(arrays, st.booleans(), st.integers(2, 5))
 def test_arrays_are_read_as_python_reads_them(array, transposed, protocol):
     array = array.T if transposed else array
-    result = read_pickle(pickle.dumps([array, {'again': array}], protocol))
+    content = pickle.dumps([array, {'again': array}], protocol)
+    expected = pickle.loads(content)[0]
+    result = read_pickle(content)
     for copy in (result[0], result[1]['again']):
-        assert copy.dtype == array.dtype
+        assert copy.dtype == expected.dtype and copy.dtype.kind == array.dtype.kind
         np.testing.assert_array_equal(copy, array)
+
+
+def test_a_numpy_scalar_is_read_as_python_reads_it():
+    for value in (np.float64(0.25), np.float32(-3), np.int64(7), np.bool_(True)):
+        for protocol in (2, 4):
+            result = read_pickle(pickle.dumps({'accuracy': value}, protocol))['accuracy']
+            assert result == value and result.dtype == value.dtype
 
 
 class Calls:
@@ -117,6 +126,14 @@ class Calls:
 
     def __reduce__(self):
         return self.call
+
+
+def multiplied_array(times: int) -> bytes:
+    """A pickle of a megabyte that makes an array of it `times` times."""
+    head = b'\x80\x03B' + (2**20).to_bytes(4, 'little') + bytes(2**20) + b'q\0'
+    dtype = b'cnumpy\ndtype\n(X\2\0\0\0u1K\0K\1tR(K\3X\1\0\0\0|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbq\1'
+    made = b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\1btR(K\1J\0\0\x10\0\x85h\1\x89h\0tb'
+    return head + dtype + b'](' + made * times + b'e.'
 
 
 def hostile_pickles(witness) -> dict[str, bytes]:
@@ -140,8 +157,18 @@ def hostile_pickles(witness) -> dict[str, bytes]:
         'array of objects': pickle.dumps(np.array([None, 1])),
         'huge array': b'cnumpy\nndarray\n((L1000000000000L\nttR.',
         'huge memo': b'\x80\x02Nr\xff\xff\xff\xff.',
+        'huge bytearray': b'\x80\x05\x96' + b'\xff' * 6 + b'\0\0.',
+        'huge scalar': b'cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(Vi8\nttRtR.',
         'huge text': b'\x80\x04\x8d' + b'\xff' * 7 + b'\x7f' + b'a.',
         'deep nesting as key': b'\x80\x02})' + b'\x85' * 100_000 + b'Ns.',
+        'deep nesting in a set': b'\x80\x04\x8f()' + b'\x85' * 1_000_000 + b'\x90.',
+        'deep nesting in a frozen set': b'\x80\x04()' + b'\x85' * 1_000_000 + b'\x91.',
+        # 60 pairs of the same pair twice: hashing it takes 2**60 steps.
+        'wide nesting as key': b'\x80\x02})' + b'q\0h\0\x86' * 60 + b'Ns.',
+        # Ten thousand copies of one megabyte.
+        'multiplied array': multiplied_array(10_000),
+        'state of a function': b'ccollections\nOrderedDict\n}S"__defaults__"\nNsb.',
+        'dtype of objects': b'cnumpy\ndtype\n(S"O8"\ntR.',
         'reduce on text': b'\x80\x02U\x03abc(tR.',
         'state on a name': b'cnumpy\nndarray\n}b.',
     }
@@ -150,7 +177,7 @@ def hostile_pickles(witness) -> dict[str, bytes]:
 def test_no_pickle_runs_code(tmp_path):
     witness = tmp_path / 'witness'
     for kind, content in hostile_pickles(witness).items():
-        if kind == 'huge memo':  # harmless data, only expensive for Python's own reader
+        if kind == 'huge memo':  # harmless data, only expensive for the reader in C
             assert read_pickle(content) is None
             continue
         with pytest.raises(PickleError) as error:
@@ -175,6 +202,11 @@ def test_number_of_instructions_is_bounded(monkeypatch):
     assert read_pickle(pickle.dumps(list(range(40)))) == list(range(40))
     with pytest.raises(PickleError, match='more than 100 instructions'):
         read_pickle(pickle.dumps(list(range(200))))
+
+
+def test_an_array_that_is_made_once_may_be_as_large_as_its_pickle():
+    (array,) = read_pickle(multiplied_array(1))
+    assert array.shape == (2**20,) and not array.any()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from configs import default
-from experiments import torch_twin, verify_torch
+from experiments.verify import networks, torch_twin
 from pnn_jax.models import create_model
 from pnn_jax.models.variables import draw_variables
 from pnn_jax.pytorch import variables as torch_variables
@@ -27,7 +27,7 @@ def pooled(model, image_shape):
     ours, theirs = {}, {}
     for seed in range(NUM_NETWORKS):
         torch.manual_seed(seed)
-        twin = verify_torch.tensors_of(torch_twin.build_twin(model, 10, height, channels))
+        twin = networks.tensors_of(torch_twin.build_twin(model, 10, height, channels))
         mine = torch_variables.to_torch(init(jax.random.key(seed)), model)
         for group, tensors in ((ours, mine), (theirs, twin)):
             for name, value in (tensors.state_dict | tensors.noise_masks).items():

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from experiments import torch_twin, verify_torch
+from experiments.verify import cases, networks, torch_twin
 from pnn_jax.errors import InputError
 from pnn_jax.models import create_model
 from pnn_jax.nn.activations import RRELU_BOUNDS, Activation
@@ -23,8 +23,8 @@ def differences(changes, shape, num_steps=0):
     config.model.update(dropout_rate=0.0, **changes)
     torch.manual_seed(0)
     network = torch_twin.build_twin(config.model, shape.num_classes, shape.image_size, shape.channels)
-    verify_torch.randomise_constants(network, 0)
-    return verify_torch.verify_network('twin', network, config, shape, num_steps=num_steps)
+    networks.randomise_constants(network, 0)
+    return networks.verify_network('twin', network, config, shape, num_steps=num_steps)
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -47,7 +47,7 @@ OPTIONS = st.fixed_dictionaries(
     }
 )
 SHAPES = st.builds(
-    verify_torch.Shape,
+    cases.Shape,
     num_classes=st.just(4),
     image_size=st.sampled_from([9, 11, 12]),
     channels=st.sampled_from([1, 3]),
@@ -72,7 +72,7 @@ def test_any_small_network_equals_its_twin(options, shape):
     ids=['perturbation, odd maps', 'bottleneck'],
 )
 def test_deep_networks_equal_their_twins(changes, size):
-    rows = differences(changes, verify_torch.Shape(3, size, 3, 2))
+    rows = differences(changes, cases.Shape(3, size, 3, 2))
     assert all(row.passed for row in rows), rows
 
 

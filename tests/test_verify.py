@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import verify_torch
 from experiments.command import exit_code
+from experiments.verify import __main__ as verify_main
+from experiments.verify.golden import golden_files, read_golden, verify_golden
 from pnn_jax.errors import InputError
 
 torch.set_num_threads(1)
@@ -31,19 +32,19 @@ def changed_copy(folder, *, arrays=None, facts=None):
 
 @pytest.mark.parametrize('path', sorted(DATA.glob('*.npz')), ids=lambda path: path.stem)
 def test_golden_numbers_hold_to_a_millionth(path):
-    golden = verify_torch.read_golden(path)
-    rows = verify_torch.verify_golden(golden)
+    golden = read_golden(path)
+    rows = verify_golden(golden)
     assert {row.quantity for row in rows} == golden.case.quantities & {key.partition('/')[0] for key in golden.expected}
     assert all(row.passed and row.max_rel_error <= 1e-6 for row in rows), rows
 
 
 def test_a_golden_number_that_is_off_fails_the_command(tmp_path, capsys):
-    golden = verify_torch.read_golden(EVALUATION_ONLY)
+    golden = read_golden(EVALUATION_ONLY)
     logits = golden.expected['eval_logits'].copy()
     logits[2, 3] += 1e-5
     path = changed_copy(tmp_path, arrays={'eval_logits': logits})
     report = tmp_path / 'report.json'
-    assert exit_code(verify_torch.main, ['--golden', str(path), '--json', str(report)]) == 1
+    assert exit_code(verify_main.main, ['--golden', str(path), '--json', str(report)]) == 1
     assert 'FAILS: lenet28_act_rrelu' in capsys.readouterr().out
     (row,) = json.loads(report.read_text())['cases']['lenet28_act_rrelu']
     assert row['quantity'] == 'eval_logits' and not row['passed'] and 0.9e-5 < row['max_abs_error'] < 1.1e-5
@@ -65,7 +66,7 @@ def test_a_golden_number_that_is_off_fails_the_command(tmp_path, capsys):
 )
 def test_incomplete_or_unknown_golden_is_one_line_and_exit_code_2(tmp_path, capsys, change, message):
     path = changed_copy(tmp_path, **change)
-    assert exit_code(verify_torch.main, ['--golden', str(path)]) == 2
+    assert exit_code(verify_main.main, ['--golden', str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and error.count('\n') == 1 and message in error
 
@@ -73,13 +74,13 @@ def test_incomplete_or_unknown_golden_is_one_line_and_exit_code_2(tmp_path, caps
 def test_truncated_golden_file(tmp_path, capsys):
     path = changed_copy(tmp_path)
     path.write_bytes(path.read_bytes()[:50_000])
-    assert exit_code(verify_torch.main, ['--golden', str(path)]) == 2
+    assert exit_code(verify_main.main, ['--golden', str(path)]) == 2
     assert 'no readable npz file' in capsys.readouterr().err
 
 
 def test_empty_folder_of_goldens(tmp_path):
     with pytest.raises(InputError, match='holds no npz'):
-        verify_torch.golden_files([str(tmp_path)])
+        golden_files([str(tmp_path)])
 
 
 @pytest.mark.parametrize('optimizer', [{'sgd': {'lr': 0.1}}, {'lion': {'lr': 0.1}}])
@@ -89,14 +90,14 @@ def test_unknown_optimizer_settings_are_an_error(tmp_path, optimizer):
     facts = json.loads((DATA / 'lenet28_perturb.json').read_text()) | {'opt': optimizer, 'thinned': [*optimizer, 'sgd']}
     path.with_suffix('.json').write_text(json.dumps(facts))
     with pytest.raises(InputError, match=next(iter(optimizer))):
-        verify_torch.read_golden(path)
+        read_golden(path)
 
 
 CLONE = """
 from types import SimpleNamespace
 import torch
 from configs import default
-from experiments.torch_twin import build_twin
+from experiments.verify.torch_twin import build_twin
 
 class NoiseLayer(torch.nn.Module):
     pass
@@ -121,23 +122,23 @@ def test_a_clone_is_imported_and_its_path_stays_out_of_the_results(tmp_path, cap
     options += ['--config.model.share_masks', '--config.model.noise_level=0.25', '--config.model.dropout_rate=0.0']
     options += ['--config.model.stem_layer=perturbation', '--config.model.layer=perturbation']
     command = ['--torch_repo', str(clone), '--num_steps', '0', '--json', str(report), *options]
-    assert exit_code(verify_torch.main, command) == 0, capsys.readouterr()
+    assert exit_code(verify_main.main, command) == 0, capsys.readouterr()
     assert str(tmp_path) not in report.read_text() + capsys.readouterr().out
     assert not (clone / '__pycache__').exists()
 
 
 def test_a_folder_that_is_no_clone(tmp_path, capsys):
     command = ['--torch_repo', str(tmp_path), '--config=configs/no_noise.py']
-    assert exit_code(verify_torch.main, command) == 2
+    assert exit_code(verify_main.main, command) == 2
     assert 'has no models.py' in capsys.readouterr().err
     (tmp_path / 'models.py').write_text('class Something: pass')
-    assert exit_code(verify_torch.main, command) == 2
+    assert exit_code(verify_main.main, command) == 2
     assert 'is not that of' in capsys.readouterr().err
 
 
 def test_a_mode_that_needs_a_config_says_so(tmp_path, capsys):
     (tmp_path / 'models.py').write_text(CLONE)
-    assert exit_code(verify_torch.main, ['--torch_repo', str(tmp_path)]) == 2
+    assert exit_code(verify_main.main, ['--torch_repo', str(tmp_path)]) == 2
     assert '--config=FILE is missing' in capsys.readouterr().err
-    assert exit_code(verify_torch.main, ['--peer', '--config=configs/no_noise.py', '--config.model.depth=3']) == 2
+    assert exit_code(verify_main.main, ['--peer', '--config=configs/no_noise.py', '--config.model.depth=3']) == 2
     assert 'error: --config' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as torchvision downloads them: a folder of pickles, or the .tar.gz of it."""
+"""CIFAR-10 and CIFAR-100 as torchvision downloads them: a folder of pickles, or the .tar.gz of that folder."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from pnn_jax.paths import local_path
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """The names of one of the two sets: files, and keys in their dictionaries."""
+    """File names and dictionary keys of one of the two sets."""
 
     folder: str
     archive: str
@@ -52,13 +52,17 @@ LAYOUTS = {
 
 
 def load_cifar(data_config) -> Dataset:
-    """Reads the set config.data.name at config.data.path.
+    """Loads 'cifar10' or 'cifar100' (config.data.name).
 
-    The path is the folder of batches, its archive, or a folder that holds either of them at most three levels below.
-    Archives are read in memory and pickles as data, so that neither can write a file or run code.
+    config.data.path is the folder of pickles, its .tar.gz, or a folder that holds
+    either of them at most three levels below. Archives are not unpacked to
+    disk, and pickles are read as plain data, so neither can write a file or run code.
+
+    Returns:
+        uint8 images [n, 32, 32, 3] and the fine labels.
 
     Raises:
-        InputError: something is missing, damaged, ambiguous, or more than plain data.
+        InputError: a file is missing or damaged, or holds more than plain data; or several folders fit.
     """
     if data_config.name not in LAYOUTS:
         raise InputError(
@@ -97,7 +101,7 @@ def _wanted(layout: _Layout) -> tuple[str, ...]:
 
 
 def _in_folder(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
-    """Name of a file -> (its path, for errors; its content)."""
+    """Name of a file -> (its path for error messages, its content)."""
     missing = [name for name in _wanted(layout) if not (path / name).is_file()]
     if missing:
         raise InputError(f'config.data.path={path}: there is no {missing[0]} (nor {layout.archive}) in it')
@@ -129,7 +133,7 @@ def _in_archive(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
 
 
 def _read(files: dict[str, tuple[str, bytes]], name: str) -> tuple[str, dict[str, Any]]:
-    """The path and the dictionary of a file, its keys as text."""
+    """The path of a file and the dictionary in it, with its keys as text."""
     path, content = files[name]
     try:
         values = read_pickle(content)
@@ -161,5 +165,6 @@ def _batch(files: dict[str, tuple[str, bytes]], name: str, layout: _Layout, num_
         labels = np.array(labels, np.int64)
     if not isinstance(labels, np.ndarray):
         raise InputError(f'{path}: has no list of integers under {layout.labels!r}')
-    # Planes of red, green and blue, each 32 rows of 32.
-    return make_split(pixels.reshape(len(pixels), 3, 32, 32).transpose(0, 2, 3, 1), labels, num_classes, path)
+    # A row is the red, the green and the blue plane, each 32x32.
+    images = np.asarray(pixels).reshape(len(pixels), 3, 32, 32).transpose(0, 2, 3, 1)
+    return make_split(images, np.asarray(labels), num_classes, path)

@@ -161,9 +161,16 @@ class Checkpointer:
         return Restored(state, record['meta'], record['step'], record['accuracy'])
 
     def read(self, which: str | int = 'latest') -> tuple[dict[str, np.ndarray], dict] | None:
-        """As `restore`, without a template: the flat arrays of a checkpoint and its record (step, accuracy, meta)."""
+        """The arrays of a verified checkpoint, for who has no template, with those of the masks it was trained with.
+
+        Returns:
+          Name of the leaf -> array, and the record (step, accuracy, meta); None if there is no checkpoint at all.
+
+        Raises:
+          RunError: as `restore`; or the masks are missing, damaged or others.
+        """
         self.wait()
-        return from_process_0(lambda: self._read_first_good(which))
+        return from_process_0(lambda: self._read_with_masks(which))
 
     def latest_meta(self) -> dict | None:
         """`meta` of the latest checkpoint whose description can be read, or None; the state is not looked at."""
@@ -192,27 +199,20 @@ class Checkpointer:
 
         from_process_0(check)
 
-    def read_masks(self, expected_digest: str) -> dict[str, np.ndarray]:
-        """The flat arrays of the saved noise masks.
-
-        Raises:
-          RunError: they are missing, damaged, or not those with the digest `expected_digest`.
-        """
-        path = self._directory / 'masks'
-
-        def read():
-            try:
-                arrays, record = self._read(path)
-            except Damaged as damage:
-                raise RunError(f'noise masks in {path} cannot be used: {damage}') from None
-            if record['state_sha256'] != expected_digest:
-                raise RunError(
-                    f'noise masks in {path} cannot be used: sha256 {record["state_sha256"][:12]}, but '
-                    f'{expected_digest[:12]} was expected'
-                )
-            return arrays
-
-        return from_process_0(read)
+    def _read_with_masks(self, which: str | int) -> tuple[dict[str, np.ndarray], dict] | None:
+        if (found := self._read_first_good(which)) is None:
+            return None
+        arrays, record = found
+        path, expected = self._directory / 'masks', record['meta']['fixed_digest']
+        if expected == _digest({}):
+            return found
+        try:
+            masks, masks_record = self._read(path)
+        except Damaged as damage:
+            raise RunError(f'noise masks in {path} cannot be used: {damage}') from None
+        if masks_record['state_sha256'] != expected:
+            raise RunError(f'noise masks in {path} are not those that the checkpoint was trained with')
+        return arrays | masks, record
 
     def inspect(self) -> list[Summary]:
         """Reads and verifies every checkpoint, and the noise masks if there are any, from old to new."""

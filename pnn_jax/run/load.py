@@ -17,12 +17,15 @@ from pnn_jax.errors import InputError
 from pnn_jax.hosts import from_process_0
 from pnn_jax.models.registry import create_model
 from pnn_jax.paths import local_path
-from pnn_jax.run.checkpoints import Checkpointer, has_checkpoints, tree_digest
+from pnn_jax.run.checkpoints import Checkpointer, has_checkpoints
 from pnn_jax.run.workdir import read_config
 from pnn_jax.train_step import Variables
 
 # The classifier is the last linear layer of every network.
 _CLASSIFIER_BIAS = re.compile(r'params\.linear\d*\.bias')
+
+
+COLLECTIONS = ('params.', 'batch_stats.', 'noise_masks.', 'frozen.')  # what a network needs of a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +80,10 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
     config = from_process_0(lambda: read_config(path))
     with Checkpointer(path / 'checkpoints', read_only=True) as checkpointer:
         arrays, record = checkpointer.read(checkpoint)
-        digest = record['meta']['fixed_digest']
-        fixed = {} if digest == tree_digest({}) else checkpointer.read_masks(digest)
-    collections = {name: value for name, value in arrays.items() if name.startswith(('params.', 'batch_stats.'))}
+    collections = {name: value for name, value in arrays.items() if name.startswith(COLLECTIONS)}
     num_classes = len(arrays[max(filter(_CLASSIFIER_BIAS.fullmatch, arrays))])
     model = create_model(config.model, num_classes)
-    variables = _nested(collections | fixed)
+    variables = _nested(collections)
     return Run(path, config, model, variables, num_classes, record['step'], record['accuracy'])
 
 

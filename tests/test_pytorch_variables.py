@@ -9,10 +9,13 @@ import torch
 from test_torch_twin import FILES, build
 
 from configs import default
-from experiments import torch_twin, verify_torch
+from experiments.verify import networks, torch_twin
+from experiments.verify.golden import read_golden
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS
 from pnn_jax.pytorch import variables as torch_variables
+from pnn_jax.pytorch.constructors import constructor_arguments, model_fields
+from pnn_jax.pytorch.layouts import undo_level
 from pnn_jax.pytorch.variables import TorchTensors
 
 torch.set_num_threads(1)
@@ -25,7 +28,7 @@ def variables_of(case, tensors=None):
 
 
 def golden(name):
-    return verify_torch.read_golden(DATA / f'{name}.npz').case
+    return read_golden(DATA / f'{name}.npz').case
 
 
 def assert_identical(ours, theirs):
@@ -37,7 +40,7 @@ def assert_identical(ours, theirs):
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_round_trip_is_exact_and_what_is_exported_gives_the_golden_logits(path):
-    case = (read := verify_torch.read_golden(path)).case
+    case = (read := read_golden(path)).case
     variables, num_steps = variables_of(case)
     exported = torch_variables.to_torch(variables, case.model, num_steps=num_steps)
     assert_identical(exported.state_dict, case.tensors.state_dict)
@@ -55,7 +58,7 @@ def test_every_network_and_the_state_dict_of_its_twin_hold_the_same_tensors(name
     model.update(name=name, num_filters=3, layer='conv', stem_layer='conv', activation='prelu', noise_level=0.3)
     model.stem_kernel_size = stem_kernel_size
     network = torch_twin.build_twin(model, 10, 32, 3)
-    tensors = verify_torch.tensors_of(network)
+    tensors = networks.tensors_of(network)
     variables, num_steps = torch_variables.from_torch(tensors, model, torch_variables.variable_shapes(model, 10, 32, 3))
     exported = torch_variables.to_torch(variables, model, num_steps=num_steps)
     assert_identical(exported.state_dict, tensors.state_dict)
@@ -70,7 +73,7 @@ def test_grouped_kernels_keep_outputs_of_a_channel_together():
     weight = network.first_layers[0].layers[0].weight
     assert weight.shape == (6, 4, 1, 1)
     shapes = torch_variables.variable_shapes(model, 10, 28, 3)
-    variables, _ = torch_variables.from_torch(verify_torch.tensors_of(network), model, shapes)
+    variables, _ = torch_variables.from_torch(networks.tensors_of(network), model, shapes)
     kernel = variables['params']['layer1']['kernel']
     assert kernel.shape == (3, 4, 2)
     assert kernel[2, 1, 0] == weight[4, 1, 0, 0] and kernel[0, 3, 1] == weight[1, 3, 0, 0]
@@ -126,7 +129,7 @@ def test_lost_noise_is_refused_and_so_is_noise_of_another_level():
 def test_every_mask_comes_back_from_its_product_with_the_level(level):
     masks = np.random.default_rng(0).uniform(-1, 1, 20_000).astype(np.float32)
     scaled = masks * np.float32(level)
-    np.testing.assert_array_equal(torch_variables._undo_level('mask', scaled, level) * np.float32(level), scaled)
+    np.testing.assert_array_equal(undo_level('mask', scaled, level) * np.float32(level), scaled)
 
 
 @pytest.mark.parametrize('change', [{'redraw_masks': True}, {'layer': 'random_filters'}])
@@ -139,11 +142,11 @@ def test_what_torch_does_not_have_is_not_exported(change):
 
 @pytest.mark.parametrize('path', sorted(DATA.glob('*.npz')), ids=lambda path: path.stem)
 def test_constructor_arguments_are_the_inverse_of_model_fields(path):
-    model = verify_torch.read_golden(path).case.model
-    arguments = torch_variables.constructor_arguments(model, 10, 32)
+    model = read_golden(path).case.model
+    arguments = constructor_arguments(model, 10, 32)
     answer = model.name == 'answer_resnet18' or model.freeze_stem
     name = {'answer_resnet18': 'perturb_resnet18'}.get(model.name, model.name.replace('noise_resnet', 'noiseresnet'))
-    fields = torch_variables.model_fields(
+    fields = model_fields(
         name,
         arguments | {'first_filter_size': model.stem_kernel_size} if 'noise_resnet' in model.name else arguments,
         authors_answer=answer,

@@ -1,6 +1,6 @@
 """One epoch in both frameworks from the same weights over the same batches: do the loss curves lie on each other?
 
-python -m experiments.curve_match --data=cifar10-exact-subset.npz --out=experiments/results/verify_torch
+python -m experiments.verify.curve_match --data=cifar10-exact-subset.npz --out=experiments/results/verify_torch
 
 Trains `no_noise` and `shared_masks` (8 filters, 4 masks) with this project's training step and with our PyTorch twin,
 in float32, without augmentation; then counts the test images that each classifies correctly. Writes curve_match.png and
@@ -22,8 +22,8 @@ import torch
 
 from configs import no_noise, shared_masks
 from experiments.command import exit_code
-from experiments.torch_twin import build_twin
-from experiments.verify_torch import TORCH_OPTIMIZERS
+from experiments.verify.quantities_torch import TORCH_OPTIMIZERS
+from experiments.verify.torch_twin import build_twin
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.batches import epoch_order
 from pnn_jax.pytorch.variables import to_torch
@@ -130,7 +130,9 @@ def plot(results: dict, path: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m experiments.curve_match', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog='python -m experiments.verify.curve_match', description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         '--data', required=True, help='npz file with train_images, train_labels, test_images, test_labels'
     )
