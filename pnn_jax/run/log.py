@@ -12,10 +12,10 @@ import jax
 import rich.console
 import rich.progress
 
-from pnn_jax.accounting import wilson_interval
 from pnn_jax.errors import RunError
 from pnn_jax.evaluate import Evaluation, per_class_table
 from pnn_jax.run.workdir import Workdir
+from pnn_jax.stats import wilson_interval
 
 _PACKAGES = ('pnn-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
