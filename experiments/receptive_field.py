@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import default
-from experiments.accounting import save
 from experiments.command import exit_code
 from experiments.trained import load_trained
 from pnn_jax.data import load_dataset

@@ -41,7 +41,6 @@ from rich.table import Table
 from scipy import linalg
 
 from configs import default
-from experiments.accounting import save
 from experiments.command import exit_code
 from experiments.trained import load_trained
 from pnn_jax.data import Dataset, load_dataset

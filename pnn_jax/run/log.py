@@ -14,6 +14,7 @@ import rich.progress
 
 from pnn_jax.errors import RunError
 from pnn_jax.evaluate import Evaluation, per_class_table
+from pnn_jax.run.provenance import provenance
 from pnn_jax.run.workdir import Workdir
 from pnn_jax.stats import wilson_interval
 
@@ -185,6 +186,7 @@ class RunLog:
             'dataset': {name: value for name, value in self.data._asdict().items() if name != 'class_names'},
             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'seconds': sum(line['seconds'] for line in history),
+            'code': provenance(),
             'versions': {'python': platform.python_version()} | {name: _version(name) for name in _PACKAGES},
             'command': ' '.join(sys.argv),
         }
