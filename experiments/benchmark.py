@@ -35,8 +35,7 @@ import numpy as np
 
 from experiments.command import exit_code, replace_section
 from pnn_jax.errors import InputError, RunError
-from pnn_jax.main import CPU_XLA_FLAGS
-from pnn_jax.runtime import HUGE_PAGES
+from pnn_jax.runtime import CPU_XLA_FLAGS, HUGE_PAGES
 
 # jax and torch are imported in the processes that need them, because importing them costs memory that is measured.
 
@@ -137,8 +136,9 @@ def our_side(case: Case) -> Side:
     import jax.numpy as jnp
 
     from pnn_jax.data import Dataset, Split
-    from pnn_jax.data.batches import epoch_order
-    from pnn_jax.train import Trainer, make_update
+    from pnn_jax.data.feeds import LoadedBatch
+    from pnn_jax.train_step import all_variables, train_steps
+    from pnn_jax.trainer import Trainer
 
     config = case.config()
     draw = np.random.default_rng(0)
@@ -147,32 +147,32 @@ def our_side(case: Case) -> Side:
     if case.mode == 'train':  # enough for all steps of one dispatch
         images, labels = np.tile(images, (20, 1, 1, 1)), np.tile(labels, 20)
     split = Split(images, labels)
-    trainer = Trainer(config, Dataset('random', split, split, tuple(map(str, range(NUM_CLASSES))), ''))
+    trainer = Trainer.create(config, Dataset('random', split, split, tuple(map(str, range(NUM_CLASSES))), ''))
     if case.mode == 'train' and case.seed_style == 'loop':
         trainer.compile()
-    states = [trainer.fresh_state(seed, seed) for seed in range(case.seeds)]
-    feed = trainer.feed
-    order = epoch_order(states[0].key, 0, len(labels))
+    states, fixed = map(list, zip(*(trainer.init(seed, seed) for seed in range(case.seeds)), strict=True))
+    batches = next(trainer.feed.batches(states[0].key, epoch=0))
 
     def train_one_after_another():
         for i, state in enumerate(states):
-            states[i] = feed.train_step(state, order, 0, batch_size=case.batch_size, num_steps=feed.steps_per_dispatch)
+            states[i] = trainer.train_steps(state, fixed[i], batches)
         jax.block_until_ready(states)
 
     def train_together(style: str) -> Callable[[], object]:
-        update = make_update(trainer.model, trainer.optimizer, config.data, jnp.float32)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        parts = {'model': trainer.model, 'optimizer': trainer.optimizer, 'preprocess': trainer.preprocess}
+        update = functools.partial(train_steps, **parts)
+        stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        holder, all_fixed = [stack(states)], stack(fixed)
         states.clear()
         together = {
-            'vmap': jax.vmap(update, in_axes=(0, 0, None, None)),
-            'map': lambda state, fixed, *batch: jax.lax.map(lambda run: update(*run, *batch), (state, fixed)),
+            'vmap': jax.vmap(update, in_axes=(0, 0, None)),
+            'map': lambda state, fixed, batch: jax.lax.map(lambda run: update(*run, batch), (state, fixed)),
         }
         step = jax.jit(together[style], donate_argnums=0)
-        fixed, holder = stacked.fixed, [stacked.replace(fixed={})]
-        batch = feed.images[: case.batch_size], feed.labels[: case.batch_size]
+        batch = LoadedBatch(batches.images[: case.batch_size], batches.labels[: case.batch_size])
 
         def train():
-            holder[0] = jax.block_until_ready(step(holder[0], fixed, *batch))
+            holder[0] = jax.block_until_ready(step(holder[0], all_fixed, batch))
 
         return train
 
@@ -180,9 +180,9 @@ def our_side(case: Case) -> Side:
         stats = jax.local_devices()[0].memory_stats()
         return stats['peak_bytes_in_use'] if stats else None
 
-    steps_per_call = feed.steps_per_dispatch if case.seed_style == 'loop' and case.mode == 'train' else 1
+    steps_per_call = batches.num_steps if case.seed_style == 'loop' and case.mode == 'train' else 1
     if case.mode == 'eval':
-        step = lambda: trainer.evaluate(states[0].variables)
+        step = lambda: trainer.evaluate(all_variables(states[0], fixed[0]))
     elif case.seed_style == 'loop':
         step = train_one_after_another
     else:

@@ -58,9 +58,9 @@ class Phase(NamedTuple):
 
 PHASES = {
     'start-up': Phase('', 1, 4.0),
-    'steps': Phase('pnn_jax.train:_train_epoch', 3, 0.5),
+    'steps': Phase('pnn_jax.data.feeds:DeviceFeed.batches', 3, 0.5),
     'checkpoint': Phase('pnn_jax.run.checkpoints:Checkpointer._write_step', 15, 0.05),
-    'evaluation': Phase('pnn_jax.train:Trainer.evaluate', 3, 0.1),
+    'evaluation': Phase('pnn_jax.trainer:Trainer.evaluate', 3, 0.1),
     'recording': Phase('pnn_jax.run.workdir:Workdir.append_epoch', 3, 0.005),
 }
 

@@ -1,24 +1,38 @@
-"""What others published for CIFAR-10: test accuracy (%), each the maximum over epochs on the test set."""
+"""What others published for CIFAR-10: test accuracy in percent, always the maximum over epochs on the test set."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from pnn_jax.accounting import undo_flooring
+
 
 class AuditRow(NamedTuple):
-    """A row of the audit's README (michaelklachko/pnn.pytorch), 150 epochs."""
+    """A row of the audit's README (michaelklachko/pnn.pytorch), trained for 150 epochs.
+
+    Attributes:
+        number: of the row there.
+        what: the network.
+        accuracy: as published, in percent. It is too low where `batch_size` does not divide 100 (integer division).
+        batch_size: of training and evaluation.
+    """
 
     number: int
     what: str
     accuracy: float
-    batch_size: int  # of training and evaluation; its truncating accuracy understates where this does not divide 100
+    batch_size: int
+
+    @property
+    def inferred(self) -> float:
+        """The published accuracy with the integer division undone, in percent; an inference."""
+        return undo_flooring(self.accuracy, self.batch_size)
 
 
 class Replication(NamedTuple):
-    """A figure of the authors, or of somebody who ran a published command."""
+    """A number published by the authors, or by somebody who ran a published command."""
 
     what: str
-    accuracy: str  # as written there
+    accuracy: str  # in percent, as written there
     where: str
     how_it_differs: str
 

@@ -27,17 +27,16 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import default
-from experiments.accounting import save
 from experiments.command import exit_code
-from experiments.trained import load_trained
 from pnn_jax.data import load_dataset
 from pnn_jax.data.augment import preprocess
 from pnn_jax.errors import InputError
 from pnn_jax.models.registry import create_model
 from pnn_jax.models.variables import init_variables
+from pnn_jax.run.load import load_run
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyplot starts)
+import matplotlib.pyplot as plt
 
 CONFIGS = ('baseline', 'no_noise', 'shared_masks', 'noise_everywhere', 'original', 'original_stem3')
 LAST_BLOCK = 'stage4_block2'
@@ -108,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     networks = {}
     for workdir in args.workdir:
-        model, variables, config = load_trained(workdir, shape, num_classes)
-        networks[workdir.name] = model, variables, config.data
+        run = load_run(workdir)
+        networks[workdir.name] = run.model, run.variables, run.config.data
     if not args.workdir:
         data.mean, data.std = (0.5,) * shape[-1], (0.25,) * shape[-1]
         for name in CONFIGS:

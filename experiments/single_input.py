@@ -41,15 +41,14 @@ from rich.table import Table
 from scipy import linalg
 
 from configs import default
-from experiments.accounting import save
 from experiments.command import exit_code
-from experiments.trained import load_trained
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.errors import InputError
+from pnn_jax.run.load import load_run
 from pnn_jax.train import train_and_evaluate
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyplot starts)
+import matplotlib.pyplot as plt
 
 AXIS_FLOOR = 1e-3  # of the plot: residuals below are drawn here
 COUNTS = (1, 2, 5, 10, 100, 1000)
@@ -169,8 +168,7 @@ def trained_kernel(workdir: pathlib.Path, dataset: Dataset, outputs: int) -> np.
     Raises:
         InputError: that run has no such convolution, or too few filters.
     """
-    _, variables, _ = load_trained(workdir, dataset.train.images.shape[1:], len(dataset.class_names))
-    params = variables['params']
+    params = load_run(workdir).variables['params']
     try:
         first = params['layer1'] if 'layer1' in params else params['stem']
         kernel = np.asarray((first.get('layer') or first)['conv']['kernel'])

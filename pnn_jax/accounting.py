@@ -1,17 +1,16 @@
-"""How the debate counted accuracy: every historical estimator, from the same per-example outcomes.
+"""The historical ways of counting accuracy, each computed from the same per-example outcomes.
 
-`outcomes` is everywhere a bool array [..., epochs, examples] or [examples] that says which test examples were
-classified correctly, in dataset order: the order matters, because the historical estimators look at batches.
-Accuracies are in percent, as the PyTorch programs printed them; `wilson_interval` returns fractions.
+`outcomes` is always a bool array [..., epochs, examples] or [examples]: which test examples were classified correctly,
+in dataset order. The order matters, because the historical estimators average over batches. Accuracies are in percent,
+as the PyTorch programs printed them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-import scipy  # its parts are loaded where they are first used: a run needs none of the slow ones
+import scipy  # its parts are loaded at first use, because scipy.stats takes a second to import
 
 from pnn_jax.errors import InputError
 
@@ -19,23 +18,26 @@ SMOOTHING = 0.7  # juefeix/pnn.pytorch plugins/monitor.py: new = 0.7 * old + 0.3
 
 
 def exact_accuracy(outcomes: np.ndarray) -> np.ndarray:
-    """100 * correct / examples, [..., examples] -> [...]: what this project means by accuracy."""
+    """100 * correct / examples, [..., examples] -> [...]. Everywhere else in this project, `accuracy` means this."""
     return 100.0 * _checked(outcomes).mean(axis=-1)
 
 
 def smoothed_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
-    """The original's value after each epoch: a running mean that forgets all but the last few batches.
+    """The original program's value after each epoch: an exponential moving average over evaluation batches.
 
-    Every full batch moves the value by 0.3 of the way to its own accuracy; the partial last batch is skipped
-    (juefeix/pnn.pytorch train.py:220); each epoch goes on from the value before it, because the monitor's
-    `reset()` changes nothing (plugins/monitor.py:19-22). The value starts at 0.
+    Each full batch changes the average to 0.7 * average + 0.3 * accuracy of the batch, so only the last few batches
+    have any weight. The partial last batch is skipped (juefeix/pnn.pytorch train.py:220). The average starts at 0 and
+    is carried over from epoch to epoch, because the monitor's `reset()` changes nothing (plugins/monitor.py:19-22).
 
     Args:
-      outcomes: [..., epochs, examples], or [examples] for a single epoch.
-      batch_size: of the evaluation; at least one full batch is needed.
+        outcomes: [..., epochs, examples], or [examples] for a single epoch.
+        batch_size: of the evaluation; at least one full batch is needed.
 
     Returns:
-      The running value at the end of each epoch, [..., epochs]; a scalar for a single epoch.
+        The average at the end of each epoch, [..., epochs]; a scalar for a single epoch.
+
+    Raises:
+        InputError: no batch is full, or `outcomes` is not a bool array.
     """
     outcomes = _checked(outcomes, batch_size)
     batches = outcomes.shape[-1] // batch_size
@@ -51,23 +53,23 @@ def smoothed_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def reported_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
-    """The figure that the original reports for a run: the maximum over epochs of `smoothed_accuracy`."""
+    """What the original program reports for a run: the maximum over epochs of `smoothed_accuracy`."""
     return smoothed_accuracy(outcomes, batch_size).max(axis=-1)
 
 
 def mean_batch_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
     """The audit's mean over batches of 100 * correct / batch_size, [..., examples] -> [...].
 
-    The partial last batch is divided by the full size too (michaelklachko/pnn.pytorch main.py:232), so that a
-    perfect model on 10,000 examples gets 99.52 at batch size 64.
+    The partial last batch is divided by the full batch size too (michaelklachko/pnn.pytorch main.py:232). A perfect
+    model on 10,000 examples therefore gets 99.52 at batch size 64.
     """
     return (100.0 * _batch_correct(outcomes, batch_size) / batch_size).mean(axis=-1)
 
 
 def floored_batch_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
-    """`mean_batch_accuracy` in the truncating integer arithmetic of early PyTorch: 15 of 16 give 93.
+    """`mean_batch_accuracy` with the integer division of early PyTorch: 15 of 16 give 93, not 93.75.
 
-    The accuracy of each batch was an integer tensor; the mean over batches was taken in floating point.
+    The accuracy of each batch was an integer tensor. The mean over batches was taken in floating point.
     """
     return (100 * _batch_correct(outcomes, batch_size) // batch_size).mean(axis=-1)
 
@@ -81,61 +83,6 @@ ESTIMATORS = {
 }
 
 
-def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of correct / count, as fractions.
-
-    Raises:
-      InputError: correct is not within 0..count, count is 0, or confidence is not between 0 and 1.
-    """
-    if not 0 <= correct <= count or count == 0:
-        raise InputError(f'correct: {correct} of {count}; needs 0 <= correct <= count and count > 0')
-    if not 0 < confidence < 1:
-        raise InputError(f'confidence: {confidence} is not between 0 and 1')
-    z = scipy.special.ndtri((1 + confidence) / 2)
-    fraction = correct / count
-    centre = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
-    half_width = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
-    return float(max(centre - half_width, 0.0)), float(min(centre + half_width, 1.0))
-
-
-def t_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of `values` [n], in their unit; (nan, nan) for fewer than two."""
-    values = np.asarray(values, dtype=float)
-    if values.size < 2:
-        return math.nan, math.nan
-    half_width = scipy.stats.t.ppf((1 + confidence) / 2, values.size - 1) * scipy.stats.sem(values)
-    return float(values.mean() - half_width), float(values.mean() + half_width)
-
-
-class McNemar(NamedTuple):
-    """Two models on the same examples: how many only one of them gets right, and how surprising that is."""
-
-    only_first: int
-    only_second: int
-    difference: float  # accuracy of the first minus accuracy of the second, in percent
-    interval: tuple[float, float]  # 95% interval of the difference, in percent (Wald, paired)
-    p_value: float  # exact, two-sided
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """McNemar's exact test of the outcomes [examples] of two models on the same examples.
-
-    Raises:
-      InputError: the two were not tested on the same number of examples.
-    """
-    first, second = _checked(first), _checked(second)
-    if first.shape != second.shape or first.ndim != 1:
-        raise InputError(f'outcomes: shapes {first.shape} and {second.shape}; the same [examples] is needed')
-    only_first = int(np.sum(first & ~second))
-    only_second = int(np.sum(second & ~first))
-    discordant = only_first + only_second
-    p_value = scipy.stats.binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
-    difference = (only_first - only_second) / first.size
-    half_width = scipy.special.ndtri(0.975) * math.sqrt((discordant / first.size - difference**2) / first.size)
-    interval = (100 * (difference - half_width), 100 * (difference + half_width))
-    return McNemar(only_first, only_second, 100 * difference, interval, float(p_value))
-
-
 def flooring_bias(accuracy: float, batch_size: int) -> float:
     """Expected `floored_batch_accuracy` minus the true accuracy (percent), for independent examples."""
     correct = np.arange(batch_size + 1)
@@ -144,7 +91,7 @@ def flooring_bias(accuracy: float, batch_size: int) -> float:
 
 
 def undo_flooring(reported: float, batch_size: int) -> float:
-    """The accuracy (percent) whose expected `floored_batch_accuracy` is `reported`: an inference."""
+    """The accuracy (percent) whose expected `floored_batch_accuracy` is `reported`. An inference, not a measurement."""
     excess = lambda accuracy: accuracy + flooring_bias(accuracy, batch_size) - reported
     return float(scipy.optimize.brentq(excess, 0.0, 100.0))
 
@@ -154,9 +101,9 @@ def simulate_outcomes(
 ) -> np.ndarray:
     """Draws the outcomes, bool [epochs, examples], of a run whose true accuracy (percent) never changes.
 
-    Example i is correct in epoch e where sqrt(correlation) * u[i] + sqrt(1 - correlation) * v[e, i], with u
-    and v standard normal, is below the quantile of `accuracy`: `correlation` is that of an example's latent
-    score between two epochs.
+    Example i is correct in epoch e if sqrt(correlation) * u[i] + sqrt(1 - correlation) * v[e, i] is below the quantile
+    of `accuracy`, with u and v standard normal. `correlation` is thus the correlation of an example's latent score
+    between two epochs.
     """
     threshold = scipy.special.ndtri(accuracy / 100)
     difficulty = rng.standard_normal(examples)
@@ -176,12 +123,12 @@ def simulate_reports(
     examples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """What each way of counting reports (its maximum over the epochs so far, percent) in simulated runs.
+    """What each way of counting reports in simulated runs: its maximum over the epochs so far, in percent.
 
     Returns:
-      Estimator name -> [runs, epochs]: the figure that a run would report had it stopped after that epoch. The
-      expected bias of an estimator is the mean over runs minus `accuracy`. The last 40 batches carry all but 1e-6
-      of the weight of `smoothed_accuracy`, so `examples = 40 * batch_size` is enough for it.
+        Estimator name -> [runs, epochs]: what a run would report if it stopped after that epoch. The expected bias of
+        an estimator is the mean over runs minus `accuracy`. For `smoothed_accuracy`, `examples = 40 * batch_size` is
+        enough: the last 40 batches have all but 1e-6 of the weight.
     """
     rng = np.random.default_rng(seed)
     reports = {name: np.empty((runs, epochs)) for name in ESTIMATORS}

@@ -155,7 +155,7 @@ def check_batch_norms(model: nn.Module, image_shape: tuple[int, ...], *, batch_s
         return
     key = jax.random.key(0)
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    keys = {name: key for name in ('params', 'noise_masks', 'dropout', 'activation', 'redraw')}
+    keys = dict.fromkeys(('params', 'noise_masks', 'dropout', 'activation', 'redraw'), key)
 
     def train_on_one_image():
         variables = model.init(keys, image)

@@ -1,47 +1,54 @@
-"""The grid: its configs, its resumption after a kill, its refusals."""
+"""The grid: its configs, how it resumes after a kill, its workers, what it refuses."""
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import ablation, grid, records
+from experiments.ablation import __main__ as ablation
+from experiments.ablation import comparisons, presets, records, rows, run_config, shared_data, workers
+from experiments.ablation.runner import Outcome, Task
 from experiments.command import exit_code
+from pnn_jax import train
+from pnn_jax.data import load_dataset
+from pnn_jax.errors import StoppedEarly
 
-SMOKE = grid.PRESETS['smoke']
+SMOKE = presets.PRESETS['smoke']
 ROW = 'no_noise'
 
 
 def test_every_row_builds_its_config_and_names_are_unique():
-    names = [row.name for row in grid.ROWS]
+    names = [row.name for row in rows.ROWS]
     assert len(set(names)) == len(names)
-    for preset in grid.PRESETS.values():
-        for row in grid.preset_rows(preset):
-            assert grid.unmatched_config(row, preset, 2).seed == 2
-    for _, first, second in grid.PAIRS:
-        assert first in names and second in names and first != second
+    for preset in presets.PRESETS.values():
+        for row in presets.preset_rows(preset):
+            assert run_config.unmatched_config(row, preset, 2).seed == 2
+    comparisons.read_plan(comparisons.DEFAULT, names)  # raises where it names another row
 
 
 def test_matched_row_has_the_nearest_number_of_parameters():
-    full = grid.PRESETS['full']
-    rows = {row.name: row for row in grid.preset_rows(full)}
-    config = grid.build_config(rows['baseline_small'], full, 0, (32, 32, 3), 10)
+    full = presets.PRESETS['full']
+    of_name = {row.name: row for row in presets.preset_rows(full)}
+    config = run_config.build_config(of_name['baseline_small'], full, 0, (32, 32, 3), 10)
     assert config.model.num_filters == 21  # 1,206,691 weights
-    trained = grid.unmatched_config(rows['trained_masks'], full, 0)
-    assert grid.learned_parameters(trained, (32, 32, 3), 10) == 1_220_234  # without the masks
-    assert grid.unmatched_config(rows['baseline'], full, 0).model.num_filters == 44  # as published
-    assert not grid.is_matched(rows['baseline'], full) and grid.is_matched(rows['baseline'], SMOKE)
+    trained = run_config.unmatched_config(of_name['trained_masks'], full, 0)
+    assert run_config.learned_parameters(trained, (32, 32, 3), 10) == 1_220_234  # without the masks
+    assert run_config.unmatched_config(of_name['baseline'], full, 0).model.num_filters == 44  # as published
+    assert not run_config.is_matched(of_name['baseline'], full) and run_config.is_matched(of_name['baseline'], SMOKE)
 
 
 def test_order_is_seed_by_seed_with_late_rows_last():
-    runs = grid.runs_of(grid.PRESETS['full'])
+    runs = presets.runs_of(presets.PRESETS['full'])
     early = [run for run in runs if not run.row.late]
     assert runs[: len(early)] == early and len(early) < len(runs)
     assert [run.seed for run in early] == sorted(run.seed for run in early)
@@ -49,14 +56,14 @@ def test_order_is_seed_by_seed_with_late_rows_last():
 
 
 def test_milestones_keep_their_place_in_the_run():
-    twenty = dataclasses.replace(grid.PRESETS['reduced'], num_epochs=20)
-    assert grid.unmatched_config(grid.ROWS[0], twenty, 0).schedule.milestones == (8, 12, 16)
-    assert grid.unmatched_config(grid.ROWS[0], grid.PRESETS['full'], 0).schedule.milestones == (59, 89, 119)
+    twenty = dataclasses.replace(presets.PRESETS['reduced'], num_epochs=20)
+    assert run_config.unmatched_config(rows.ROWS[0], twenty, 0).schedule.milestones == (8, 12, 16)
+    assert run_config.unmatched_config(rows.ROWS[0], presets.PRESETS['full'], 0).schedule.milestones == (59, 89, 119)
 
 
 def test_shards_are_a_partition():
-    runs = grid.runs_of(SMOKE)
-    shards = [ablation.choose_runs(SMOKE, f'{index}/4', '') for index in range(4)]
+    runs = presets.runs_of(SMOKE)
+    shards = [presets.choose_runs(SMOKE, f'{index}/4', '') for index in range(4)]
     assert sorted(run.name for shard in shards for run in shard) == sorted(run.name for run in runs)
 
 
@@ -81,7 +88,7 @@ def reproducible(path) -> dict:
     return content
 
 
-def test_killed_grid_goes_on_to_the_same_results(tmp_path):
+def test_killed_grid_resumes_to_the_same_results(tmp_path):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     process = start(whole)
     shown, _ = process.communicate()
@@ -95,7 +102,7 @@ def test_killed_grid_goes_on_to_the_same_results(tmp_path):
     first_epoch = killed / f'runs/smoke/{ROW}_seed0/metrics.jsonl'
     while not first_epoch.exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(np.random.default_rng().uniform(0, 2))
+    time.sleep(np.random.default_rng().uniform(0, 2))  # any instant must do
     process.send_signal(signal.SIGKILL)
     process.communicate()
     process = start(killed)
@@ -109,23 +116,199 @@ def test_killed_grid_goes_on_to_the_same_results(tmp_path):
     assert str(tmp_path) not in (whole / f'results/smoke/{ROW}_seed0.json').read_text()
 
 
+def worker_of(folder: Path, seed: int, known: set[int]) -> int:
+    """Waits until a new process works on a run, and returns its id."""
+    lock = folder / f'runs/smoke/{ROW}_seed{seed}/lock'
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        words = lock.read_text().split() if lock.exists() else []
+        if len(words) > 1 and int(words[1]) not in known:
+            return int(words[1])
+        time.sleep(0.02)
+    raise AssertionError(f'nobody works on {lock.parent}')
+
+
+def wait_until_gone(process: int) -> None:
+    """Waits until a process has ended (it may stay as a zombie where nobody collects it)."""
+    stat = Path(f'/proc/{process}/stat')
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().rpartition(')')[2].split()[0] == 'Z':
+                return
+        except OSError:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f'process {process} is still there')
+
+
+def test_killed_and_stopped_workers_resume_to_the_same_results(tmp_path):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    shown, _ = (process := start(whole, '--jobs=2')).communicate()
+    assert process.returncode == 0 and '2 of 2 runs done' in ' '.join(shown.split()), shown
+    shutil.copytree(whole / 'runs/smoke/compiled', killed / 'runs/smoke/compiled')
+
+    # A worker is killed: its run fails, the other one is done.
+    process = start(killed, '--jobs=2')
+    known = {worker_of(killed, 1, set())}
+    os.kill(*known, signal.SIGKILL)
+    shown, _ = process.communicate()
+    assert process.returncode == 1 and 'SIGKILL' in shown and 'error: 1 of 2 runs failed' in shown, shown
+    assert [path.name for path in (killed / 'results/smoke').iterdir()] == [f'{ROW}_seed0.json']
+
+    # The parent is asked to stop: the worker saves its run.
+    process = start(killed, '--jobs=2')
+    known.add(worker_of(killed, 1, known))
+    process.send_signal(signal.SIGTERM)
+    shown, _ = process.communicate()
+    assert process.returncode == 75 and 'stopped: received SIGTERM' in shown, shown
+
+    # The parent is killed: the worker ends.
+    process = start(killed, '--jobs=2')
+    worker = worker_of(killed, 1, known)
+    process.kill()
+    wait_until_gone(worker)
+    process.communicate()
+
+    shown, _ = (process := start(killed, '--jobs=2')).communicate()
+    assert process.returncode == 0, shown
+    for seed in (0, 1):
+        name = f'results/smoke/{ROW}_seed{seed}.json'
+        assert reproducible(killed / name) == reproducible(whole / name)
+
+
+class FakeWorker(workers.Worker):
+    """A worker that answers at once, in this process. `answer` is an Outcome, Stopped, or an exit code to die with."""
+
+    def __init__(self, number: int, answers: dict, log: list):
+        self.number, self.task, self.answers, self.log = number, None, answers, log
+        self.connection, self.far = multiprocessing.Pipe()
+        self.process = self
+        self.exitcode = None
+        log.append(('start', number))
+
+    def give(self, task):
+        super().give(task)
+        self.log.append((task.name, self.number))
+        answer = self.answers.get(task.name, Outcome(task.name, 1, 2))
+        if answer is None:
+            return  # trains until it is asked to stop
+        if isinstance(answer, int):
+            self.exitcode = answer
+            self.far.close()
+        else:
+            self.far.send(answer)
+
+    def is_alive(self):
+        return self.exitcode is None
+
+    def terminate(self):
+        self.log.append(('stop', self.number))
+        self.far.send(workers.Stopped('received SIGTERM'))
+
+    def join(self, timeout=None):
+        pass
+
+    def kill(self):
+        pass
+
+
+class Listener(list):
+    """Keeps how every run ended."""
+
+    def begin(self, name):
+        pass
+
+    def end(self, outcome):
+        self.append(outcome)
+
+
+def run_fake(answers: dict, jobs: int, should_stop=lambda: '') -> tuple[list, Listener]:
+    log, listener = [], Listener()
+    tasks = [Task('row', seed, None, None, None) for seed in range(4)]
+    try:
+        workers.run_in_workers(tasks, jobs, lambda number: FakeWorker(number, answers, log), should_stop, listener)
+    except StoppedEarly as reason:
+        log.append(str(reason))
+    return log, listener
+
+
+def test_workers_are_used_again_and_every_run_ends_once():
+    log, listener = run_fake({}, jobs=2)
+    assert sorted(entry for entry in log if entry[0] == 'start') == [('start', 0), ('start', 1)]
+    assert sorted(outcome.name for outcome in listener) == [f'row_seed{seed}' for seed in range(4)]
+    assert not any(outcome.failure for outcome in listener)
+
+
+def test_a_worker_that_dies_fails_its_run_alone_and_is_replaced():
+    log, listener = run_fake({'row_seed1': -signal.SIGKILL, 'row_seed2': 1}, jobs=1)
+    assert log.count(('start', 0)) == 3
+    failures = {outcome.name: outcome.failure for outcome in listener if outcome.failure}
+    assert set(failures) == {'row_seed1', 'row_seed2'} and len(listener) == 4
+    assert 'killed by SIGKILL' in failures['row_seed1'] and 'exit code 1' in failures['row_seed2']
+
+
+def test_a_worker_that_somebody_else_stops_fails_its_run_alone():
+    _, listener = run_fake({'row_seed1': workers.Stopped('received SIGTERM')}, jobs=1)
+    assert [outcome.name for outcome in listener if 'stopped from outside' in outcome.failure] == ['row_seed1']
+    assert len(listener) == 4
+
+
+def test_a_reason_to_stop_reaches_every_busy_worker_once():
+    asked = []
+
+    def should_stop():
+        asked.append(1)
+        return 'the time budget of 3 s is spent' if len(asked) > 2 else ''
+
+    log, listener = run_fake({'row_seed0': None, 'row_seed1': None}, jobs=2, should_stop=should_stop)
+    assert log.count(('stop', 0)) == log.count(('stop', 1)) == 1
+    assert log[-1] == 'the time budget of 3 s is spent' and listener == []
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 3, 7}, raising=False)
+    assert [workers.cores_of(number, 2) for number in range(2)] == [[0, 3], [2, 7]]
+    assert [workers.cores_of(number, 3) for number in range(3)] == [[0, 7], [2], [3]]
+    assert [workers.cores_of(number, 5) for number in (3, 4)] == [[7], [0]]  # more workers than cores
+
+
+def test_shared_data_are_the_data(tmp_path):
+    dataset = load_dataset(run_config.data_config(SMOKE))
+    stored = shared_data.store(dataset, tmp_path)
+    loaded = shared_data.load(stored)
+    assert isinstance(loaded.train.images, np.memmap) and not loaded.train.images.flags.writeable
+    for ours, theirs in ((dataset.train, loaded.train), (dataset.test, loaded.test)):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+    assert (loaded.digest, loaded.class_names) == (dataset.digest, dataset.class_names)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir())
+    shared_data.store(dataset, tmp_path)
+    assert before == sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir())
+
+
 @pytest.fixture
-def signal_handlers():
-    """Puts back what the command installs."""
+def process_state():
+    """Restores what the command changes in its process."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    options = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+    values = {name: getattr(jax.config, name) for name in options}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+    for name, value in values.items():
+        jax.config.update(name, value)
 
 
-def test_spent_time_budget_stops_cleanly(tmp_path, capsys, signal_handlers):
+def test_spent_time_budget_stops_cleanly(tmp_path, capsys, process_state):
     flags = ['--preset=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results', '--time_budget=0']
-    assert exit_code(ablation.main, flags) == 75
-    assert 'the same command goes on' in capsys.readouterr().out
+    for further in ([], ['--jobs=2']):
+        assert exit_code(ablation.main, flags + further) == 75
+        assert 'run the same command again to resume' in capsys.readouterr().out
     assert not list((tmp_path / 'results/smoke').iterdir())
 
 
-def test_failed_run_is_shown_and_does_not_stop_the_rest(tmp_path, capsys, monkeypatch, signal_handlers):
+def test_failed_run_is_shown_and_does_not_stop_the_rest(tmp_path, capsys, monkeypatch, process_state):
     trained = []
 
     def train(config, workdir, **_):
@@ -142,6 +325,56 @@ def test_failed_run_is_shown_and_does_not_stop_the_rest(tmp_path, capsys, monkey
     assert 'the sky fell' in (tmp_path / 'runs/smoke/no_noise_seed0/error.txt').read_text()
 
 
+@pytest.fixture
+def instant_training(monkeypatch):
+    """Runs that leave the files of a run of this code at once; returns the workdirs in order."""
+    trained = []
+
+    def train(config, workdir, **_):
+        trained.append(workdir)
+        folder = Path(workdir)
+        folder.mkdir(parents=True)
+        summary = {'final_test_accuracy': 0.5, 'code': {'sha256': 'a' * 64}, 'command': 'x'}
+        (folder / 'result.json').write_text(json.dumps(summary))
+        (folder / 'metrics.jsonl').write_text('{"epoch": 1}\n')
+        np.savez(folder / 'outcomes.npz', correct=np.array([[True, False]]))
+
+    monkeypatch.setattr('pnn_jax.train.train_and_evaluate', train)
+    monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'a' * 64})
+    return trained
+
+
+def test_records_of_other_code_stop_the_grid_unless_asked_for(
+    tmp_path, capsys, monkeypatch, process_state, instant_training
+):
+    flags = ['--preset=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    assert exit_code(ablation.main, [*flags, '--rows=no_noise']) == 0
+    assert exit_code(ablation.main, [*flags, '--rows=no_noise,shared_masks']) == 0  # same code: the records are kept
+    assert len(instant_training) == 4
+    monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'b' * 64})
+    capsys.readouterr()
+    assert exit_code(ablation.main, flags) == 2
+    message = capsys.readouterr().err
+    assert message.count('\n') == 1 and 'a' * 12 in message and 'b' * 12 in message and 'no_noise_seed0' in message
+    assert len(instant_training) == 4
+    assert exit_code(ablation.main, [*flags, '--allow_mixed_code']) == 0
+    assert len(instant_training) == 6
+
+
+def test_damaged_files_of_a_run_are_one_line(tmp_path, capsys, monkeypatch, process_state, instant_training):
+    instant = train.train_and_evaluate
+
+    def cut(config, workdir, **keywords):
+        instant(config, workdir, **keywords)
+        (Path(workdir) / 'result.json').write_text('{"final')
+
+    monkeypatch.setattr(train, 'train_and_evaluate', cut)
+    flags = ['--preset=smoke', '--rows=no_noise', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    assert exit_code(ablation.main, flags) == 1
+    shown = capsys.readouterr().out
+    assert 'no_noise_seed0: failed: ' in shown and 'is damaged' in shown
+
+
 @pytest.mark.parametrize(
     'flags, names',
     [
@@ -151,9 +384,14 @@ def test_failed_run_is_shown_and_does_not_stop_the_rest(tmp_path, capsys, monkey
         (['--time_budget=-1'], '--time_budget'),
         (['--data_source=folder'], 'config.data.path'),
         (['--output=/dev/null/x'], '/dev/null/x'),
+        (['--output=s3://bucket/x'], '--output=s3://bucket/x'),
+        (['--data_path=gs://bucket/x'], '--data_path=gs://bucket/x'),
+        (['--jobs=-1'], "'-1'"),
+        (['--jobs=two'], "'two'"),
+        (['--preset=small'], "'small'"),
     ],
 )
-def test_bad_flags_are_one_line(flags, names, tmp_path, capsys, signal_handlers):
+def test_bad_flags_are_one_line(flags, names, tmp_path, capsys, process_state):
     assert exit_code(ablation.main, ['--preset=smoke', f'--results={tmp_path}', *flags]) == 2
     message = capsys.readouterr().err
     assert message.startswith('error: ') and names in message and message.count('\n') == 1

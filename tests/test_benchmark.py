@@ -34,7 +34,7 @@ def test_sides_take_turns_of_a_second_or_one_step(monkeypatch):
     monkeypatch.setattr(benchmark, 'Process', FakeProcess)
     ours, peer = measure(['ours', 'torch'], Case(7, 'train', 16), turns=3)
     warm_up = [('start', 'ours'), ('start', 'torch'), ('ours', 1), ('torch', 1)]
-    assert LOG == warm_up + [('ours', 5), ('torch', 1)] * 3
+    assert warm_up + [('ours', 5), ('torch', 1)] * 3 == LOG
     assert ours.images_per_second == 80 and peer.images_per_second == 8
     result = benchmark.describe(Case(7, 'train', 16), ours, peer)
     assert result['ratio'] == 10 and result['row'] == 7 and result['config'] == 'shared_masks'

@@ -367,8 +367,7 @@ def test_an_error_of_the_last_save_is_not_lost(tmp_path):
     with pytest.raises(RunError, match='step 1 not written .*there is no earlier one'):
         with Checkpointer(tmp_path / 'file' / 'checkpoints') as checkpointer:
             checkpointer.save(1, make_state(1), {}, accuracy=None)
-    with pytest.raises(RunError) as failure:
-        with Checkpointer(tmp_path / 'file' / 'checkpoints') as checkpointer:
-            checkpointer.save(1, make_state(1), {}, accuracy=None)
-            raise KeyError
+    with pytest.raises(RunError) as failure, Checkpointer(tmp_path / 'file' / 'checkpoints') as checkpointer:
+        checkpointer.save(1, make_state(1), {}, accuracy=None)
+        raise KeyError
     assert isinstance(failure.value.__context__, KeyError)

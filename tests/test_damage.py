@@ -182,11 +182,13 @@ def test_a_checkpoint_of_another_configuration(original):
     """It is whole, so nothing earlier is tried: the leaf is named."""
     template = make_state(0)
     template['params']['layer1']['kernel'] = np.zeros((64, 65, 16), np.float32)
-    with Checkpointer(original) as checkpointer:
-        with pytest.raises(
+    with (
+        Checkpointer(original) as checkpointer,
+        pytest.raises(
             RunError, match=r'params.layer1.kernel is float32\[64, 64, 16\] instead of float32\[64, 65, 16\]'
-        ):
-            checkpointer.restore(template)
+        ),
+    ):
+        checkpointer.restore(template)
 
 
 def test_restoring_never_changes_the_files(original, tmp_path):

@@ -26,11 +26,13 @@ from experiments.verify.quantities_torch import TORCH_OPTIMIZERS
 from experiments.verify.torch_twin import build_twin
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.batches import epoch_order
+from pnn_jax.data.feeds import LoadedBatch
 from pnn_jax.pytorch.variables import to_torch
-from pnn_jax.train import Trainer, make_update
+from pnn_jax.train_step import TrainState, Variables, all_variables
+from pnn_jax.trainer import Trainer
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyplot starts)
+import matplotlib.pyplot as plt
 
 RUNS = {'no_noise': no_noise, 'shared_masks': shared_masks}
 NUM_FILTERS, NUM_MASKS = 8, 4
@@ -44,24 +46,25 @@ def small_config(module, data: str):
     return config
 
 
-def train_jax(trainer: Trainer, state, dataset: Dataset, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def train_jax(
+    trainer: Trainer, state: TrainState, fixed: Variables, dataset: Dataset, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Losses [steps] and outcomes on the test set, bool [n]."""
-    config = trainer.config
-    update = jax.jit(make_update(trainer.model, trainer.optimizer, config.data, jnp.float32))
     losses = []
-    for start in range(0, len(order), config.batch_size):
-        batch = order[start : start + config.batch_size]
+    for start in range(0, len(order), trainer.config.batch_size):
+        batch = order[start : start + trainer.config.batch_size]
         state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
-        state = update(state, state.fixed, dataset.train.images[batch], dataset.train.labels[batch])
+        loaded = LoadedBatch(jnp.asarray(dataset.train.images[batch]), jnp.asarray(dataset.train.labels[batch]))
+        state = trainer.train_steps(state, fixed, loaded)
         losses.append(state.epoch_metrics.compute()['loss'])
-    return np.array(losses), trainer.evaluate(state.variables).correct
+    return np.array(losses), trainer.evaluate(all_variables(state, fixed)).correct
 
 
-def train_torch(config, state, dataset: Dataset, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same from the weights and masks of `state`."""
+def train_torch(config, variables: Variables, dataset: Dataset, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same from the same weights and masks."""
     size, channels = dataset.train.images.shape[2:]
     network = build_twin(config.model, len(dataset.class_names), size, channels)
-    tensors = to_torch(state.variables, config.model, num_steps=0).state_dict
+    tensors = to_torch(variables, config.model, num_steps=0).state_dict
     network.load_state_dict({key: torch.tensor(value) for key, value in tensors.items()})
     optimizer = TORCH_OPTIMIZERS[config.optimizer.name](
         torch.optim, [p for p in network.parameters() if p.requires_grad], config.optimizer
@@ -90,12 +93,13 @@ def train_torch(config, state, dataset: Dataset, order: np.ndarray) -> tuple[np.
 def match(name: str, data: str) -> dict:
     config = small_config(RUNS[name], data)
     dataset = load_dataset(config.data)
-    trainer = Trainer(config, dataset)
-    state = trainer.fresh_state(config.seed, config.mask_seed)
+    trainer = Trainer.create(config, dataset)
+    state, fixed = trainer.init(config.seed, config.mask_seed)
     order = np.asarray(epoch_order(state.key, 0, len(dataset.train.labels)))
     began = time.monotonic()
-    ours, our_outcomes = train_jax(trainer, state, dataset, order)
-    theirs, their_outcomes = train_torch(config, state, dataset, order)
+    variables = jax.device_get(all_variables(state, fixed))  # training donates the state
+    ours, our_outcomes = train_jax(trainer, state, fixed, dataset, order)
+    theirs, their_outcomes = train_torch(config, variables, dataset, order)
     return {
         'test_count': len(our_outcomes),
         'test_correct_jax': int(our_outcomes.sum()),

@@ -20,8 +20,30 @@ from pnn_jax.pytorch.variables import Arrays, TorchTensors
 
 BATCHES = ('x', 'y', 'xs', 'ys')
 GOLDEN_FIELDS = frozenset(
-    'name ref net_type dataset seed K batch args opt torch images aliases trainable frozen n_trainable n_masks '
-    'random_in_train null_gradient_params image_seed conditioning noise_floor thinned'.split()
+    [
+        'name',
+        'ref',
+        'net_type',
+        'dataset',
+        'seed',
+        'K',
+        'batch',
+        'args',
+        'opt',
+        'torch',
+        'images',
+        'aliases',
+        'trainable',
+        'frozen',
+        'n_trainable',
+        'n_masks',
+        'random_in_train',
+        'null_gradient_params',
+        'image_seed',
+        'conditioning',
+        'noise_floor',
+        'thinned',
+    ]
 )
 GOLDEN_OPTIMIZERS = {
     'sgd': lambda lr, momentum, weight_decay, nesterov: {

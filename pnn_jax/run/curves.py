@@ -4,7 +4,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first: runs have no screen)
+import matplotlib.pyplot as plt
 
 
 def plot_curves(history: list[dict], path: str, title: str) -> None:
