@@ -91,7 +91,7 @@ def train(task: Task, dataset, should_stop: Callable[[], str]) -> Outcome:
         record.write(task.record)
     except StoppedEarly:
         raise
-    except Exception as error:  # whatever it is, the other runs of the grid can still be trained
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other runs of the grid can still be trained)
         with contextlib.suppress(OSError):
             task.workdir.mkdir(parents=True, exist_ok=True)
             error_file.write_text(traceback.format_exc())

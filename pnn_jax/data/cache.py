@@ -43,7 +43,7 @@ def cached(
             return dict(file)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+    except Exception as error:  # noqa: BLE001  (zipfile, zlib and numpy raise a dozen kinds for damaged files)
         reason = os_reason(error) if isinstance(error, OSError) else one_line(error)
         logging.warning('%s: damaged or unreadable (%s); the images are decoded again', path, reason)
     arrays = decode()

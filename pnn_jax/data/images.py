@@ -77,7 +77,7 @@ def decode_image(
             else:
                 pixels = _converted(image, MODES[channels])
             return np.array(pixels).reshape(pixels.height, pixels.width, channels)
-    except Exception as error:  # PIL raises a dozen kinds for damaged files
+    except Exception as error:  # noqa: BLE001  (PIL raises a dozen kinds for damaged files)
         reason = 'not PNG, JPEG or WebP' if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
         raise InputError(f'{name}: not a usable image ({reason})') from None
 

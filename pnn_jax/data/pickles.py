@@ -114,7 +114,7 @@ class RestrictedUnpickler(pickle._Unpickler):
             return super().load()
         except PickleError:
             raise
-        except Exception as error:  # a damaged program can go wrong anywhere: empty stack, unknown memo, bad text
+        except Exception as error:  # noqa: BLE001  (a damaged program can go wrong anywhere: empty stack, unknown memo, bad text)
             raise PickleError(f'damaged pickle ({type(error).__name__}: {one_line(error)})'[:200]) from None
 
     def function(self, module: str, name: str) -> Callable[..., Any] | None:

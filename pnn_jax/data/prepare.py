@@ -29,7 +29,7 @@ def prepare(name: str, path: str) -> str:
     try:
         builder = tfds.builder(name, data_dir=str(folder), file_format='array_record')
         builder.download_and_prepare()
-    except Exception as error:  # the network, the disk and each set's own code raise many types
+    except Exception as error:  # noqa: BLE001  (the network, the disk and each set's own code raise many types)
         raise RunError(f'{name} cannot be prepared ({type(error).__name__}: {one_line(error)})') from None
     return str(builder.data_path)
 

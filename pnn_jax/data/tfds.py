@@ -143,5 +143,5 @@ def _named(what: str) -> Iterator[None]:
     """Turns what array_record and tfds raise for damaged files into one line."""
     try:
         yield
-    except Exception as error:  # they raise exceptions of many types
+    except Exception as error:  # noqa: BLE001  (they raise exceptions of many types)
         raise InputError(f'{what} cannot be read ({type(error).__name__}: {one_line(error)})') from None

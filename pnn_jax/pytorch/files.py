@@ -197,7 +197,7 @@ def read_file(path: Path) -> Any:
         raise InputError(f'{path} is refused: {error}') from None
     except OSError as error:
         raise InputError(f'{path} cannot be read: {os_reason(error)}') from None
-    except Exception as error:  # zipfile and safetensors raise many kinds on damaged files
+    except Exception as error:  # noqa: BLE001  (zipfile and safetensors raise many kinds on damaged files)
         raise InputError(f'{path} is damaged or no PyTorch file: {one_line(error)}') from None
 
 
