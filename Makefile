@@ -1,16 +1,32 @@
-# Two commands: `make quickstart` trains a perturbative network on bundled images, `make test` checks everything.
+# `make quickstart` trains a perturbative network on bundled images, `make test` checks the code in a few minutes,
+# `make test-all` checks everything.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# Two processes, whatever the machine: most of a test is a compilation, which uses one core.
+PYTEST := $(RUN) -m pytest -n 2 --dist=loadfile
 
-.PHONY: quickstart test lint
+.PHONY: quickstart check test test-slow test-all test-compile lint
 
 quickstart: $(VENV)/installed
 	$(RUN) -m pnn_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(VENV)/installed-dev
+check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
-	$(RUN) -m pytest
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: check
+	$(PYTEST) -m 'not slow and not compile'
+
+test-slow: $(VENV)/installed-dev
+	$(PYTEST) -m slow
+
+test-all: test test-slow
+
+# Compiles for TPU and GPU, without either: needs the extras tpu-compile and gpu-compile.
+test-compile: $(VENV)/installed-dev
+	$(RUN) -m pytest -m compile
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
@@ -21,10 +37,10 @@ $(VENV)/bin/python:
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[train]'
 	touch $@
 
 # PyTorch is pinned, because the tests compare with it; on Linux its CPU build is enough.
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev,verify]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(VENV)/installed $@

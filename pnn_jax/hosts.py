@@ -69,15 +69,15 @@ def from_process_0(read: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return read()
-    outcome = None, None
+    outcome: tuple[T | None, InputError | RunError | None] = None, None
     if jax.process_index() == 0:
         try:
             outcome = read(), None
         except (InputError, RunError) as error:
             outcome = None, error
-    value, error = pickle.loads(_broadcast(pickle.dumps(outcome)))
-    if error is not None:
-        raise error
+    value, failure = pickle.loads(_broadcast(pickle.dumps(outcome)))
+    if failure is not None:
+        raise failure
     return value
 
 

@@ -68,9 +68,7 @@ def train_and_evaluate(
             path = parent.path / f'seed_{single.seed}'
             results.append(train_seed(trainer, single, path, should_stop, lock=lock, parent=parent))
         summary = summarise_seeds(results)
-        if parent.result() != summary:
-            parent.write_result(summary)
-        return parent.result()
+        return summary if parent.result() == summary else parent.write_result(summary)
 
 
 def train_seed(
@@ -89,8 +87,8 @@ def train_seed(
         Checkpointer(workdir.checkpoints_dir, keep=config.checkpoint.keep) as checkpointer,
     ):
         check_resumable(workdir, checkpointer, trainer)
-        if workdir.result() is not None and len(workdir.history) == config.num_epochs:
-            return workdir.result()
+        if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:
+            return result
         say('compiling the training step; on a CPU this takes about 10 seconds, for large networks up to a minute')
         trainer.compile()
         state, fixed, saver = resume(workdir, checkpointer, trainer, config)
@@ -130,9 +128,9 @@ def train_seed(
                     saver.stop(agreed(should_stop()))
             checkpointer.wait()
             evaluation = evaluation or trainer.evaluate(all_variables(state, fixed))
-            workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
+            result = workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
             log.finish(workdir.history)
-            return workdir.result()
+            return result
 
 
 def progress(trainer: Trainer, config, state: TrainState, step: int, images_per_second: float) -> Progress:

@@ -24,8 +24,7 @@ Preprocess = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images uint8 [
 RANDOM_STREAMS = ('augment', 'dropout', 'activation', 'redraw')
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that training changes.
 
     Attributes:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,7 +40,7 @@ class Trainer:
         data: what a run records of the data set.
     """
 
-    config: object
+    config: Any
     model: nn.Module
     mesh: jax.sharding.Mesh
     feed: DeviceFeed | StreamFeed
@@ -95,10 +96,12 @@ class Trainer:
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits of uint8 images, in evaluation mode."""
-        return self.model.apply(variables, self.preprocess(None, images, augment='none'), train=False)
+        logits = self.model.apply(variables, self.preprocess(None, images, augment='none'), train=False)
+        assert isinstance(logits, jax.Array)  # without `mutable`, apply returns the output alone
+        return logits
 
     @cached_property
-    def train_steps(self) -> Callable[..., TrainState]:
+    def train_steps(self) -> Any:
         """The compiled `train_steps(state, fixed, batches)`; donates the buffers of `state`."""
         parts = {'model': self.model, 'optimizer': self.optimizer, 'preprocess': self.preprocess}
         return jax.jit(partial(train_steps, **parts), donate_argnums=0)

@@ -364,10 +364,16 @@ def test_a_network_without_masks_has_none_to_save(tmp_path):
 
 def test_an_error_of_the_last_save_is_not_lost(tmp_path):
     (tmp_path / 'file').write_text('')
+    checkpointer = Checkpointer(tmp_path / 'file' / 'checkpoints')
+    checkpointer.save(1, make_state(1), {}, accuracy=None)
     with pytest.raises(RunError, match='step 1 not written .*there is no earlier one'):
+        checkpointer.close()
+
+    def save_and_fail():
         with Checkpointer(tmp_path / 'file' / 'checkpoints') as checkpointer:
             checkpointer.save(1, make_state(1), {}, accuracy=None)
-    with pytest.raises(RunError) as failure, Checkpointer(tmp_path / 'file' / 'checkpoints') as checkpointer:
-        checkpointer.save(1, make_state(1), {}, accuracy=None)
-        raise KeyError
+            raise KeyError
+
+    with pytest.raises(RunError) as failure:
+        save_and_fail()
     assert isinstance(failure.value.__context__, KeyError)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pnn_jax.ops.perturbation import perturb_combine, perturb_combine_dense, perturb_combine_reference
 
 from pnn_jax.nn.activations import ACTIVATIONS, RRELU_BOUNDS
-from pnn_jax.ops import perturbation
+from pnn_jax.ops import cpu as perturbation
+from pnn_jax.ops import perturb_combine, perturb_combine_dense, perturb_combine_reference
 
 LEAKY = ('lrelu', 'prelu', 'rrelu')
 

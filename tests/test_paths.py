@@ -22,9 +22,14 @@ def test_file_is_replaced_when_the_block_ends_and_not_before(tmp_path):
 def test_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / 'file'
     replace_file(path, b'old')
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
-        file.write(b'new')
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(path) as file:
+            file.write(b'new')
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
 
 

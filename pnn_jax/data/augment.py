@@ -4,6 +4,7 @@ To add an augmentation, write a function (key, images) -> images and add a line 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 # config.data.augment -> function(key, images uint8 [b, h, w, c]) -> images of the same shape.
-AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+AUGMENTATIONS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     'none': keep,
     'crop_flip': crop_flip,
     'resized_crop_flip': keep,  # stream_batches.py does it while it decodes
@@ -78,5 +79,5 @@ def preprocess(
     """
     images = AUGMENTATIONS[augment](key, images)
     per_channel = (1, 1, 1, images.shape[-1])
-    mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
-    return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+    centre, scale = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
+    return ((images.astype(jnp.float32) / 255 - centre) / scale).astype(dtype)

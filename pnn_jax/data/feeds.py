@@ -4,8 +4,8 @@ A feed only yields batches. Both kinds yield the same examples in the same order
 step of an epoch without a state of their own.
 """
 
-import abc
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -23,7 +23,7 @@ from pnn_jax.padding import HostBatch, padded_batches
 BATCH_AXIS = 'batch'
 
 
-class Batches(abc.ABC):
+class Batches(Protocol):
     """One or several consecutive batches, as one argument of the compiled training step.
 
     Attributes:
@@ -31,16 +31,17 @@ class Batches(abc.ABC):
         batch_size: examples in each of them.
     """
 
-    num_steps: int
-    batch_size: int
+    @property
+    def num_steps(self) -> int: ...
 
-    @abc.abstractmethod
+    @property
+    def batch_size(self) -> int: ...
+
     def batch(self, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """Images uint8 [b, h, w, c] and labels int32 [b] of batch number `index`, inside a jitted function."""
 
 
-@flax.struct.dataclass
-class ResidentBatches(Batches):
+class ResidentBatches(flax.struct.PyTreeNode):
     """Batches of a data set that lives on the devices: the examples order[start:start + b], and so on.
 
     Attributes:
@@ -65,8 +66,7 @@ class ResidentBatches(Batches):
         return self.images[chosen], self.labels[chosen]
 
 
-@flax.struct.dataclass
-class LoadedBatch(Batches):
+class LoadedBatch(flax.struct.PyTreeNode):
     """A single batch that was read from disk: images uint8 [b, h, w, c], labels int32 [b]."""
 
     images: jax.Array
@@ -173,13 +173,13 @@ class StreamFeed:
         sizes = {min(self.batch_size, self.num_train), self.num_train % self.batch_size or self.batch_size}
         return [
             LoadedBatch(
-                *(
-                    jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, size))
-                    for shape, dtype in (((size, *self.stream.image_shape), jnp.uint8), ((size,), jnp.int32))
-                )
+                images=self._shape((size, *self.image_shape), jnp.uint8), labels=self._shape((size,), jnp.int32)
             )
             for size in sorted(sizes, reverse=True)
         ]
+
+    def _shape(self, shape: tuple[int, ...], dtype) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, shape[0]))
 
     def eval_batches(self, batch_size: int) -> Iterator[HostBatch]:
         """As `DeviceFeed.eval_batches`."""

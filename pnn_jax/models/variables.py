@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-def draw_variables(
-    model: nn.Module, image_shape: tuple[int, ...], *, key: jax.Array, mask_key: jax.Array
-) -> dict[str, Any]:
+def draw_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.Array, mask_key: jax.Array) -> Any:
     """All collections of `model` for images of shape [h, w, c]: weights from `key`, masks from `mask_key` alone.
 
     Only the random draws are computed, not the network's output. For use inside jit and eval_shape.
@@ -18,9 +16,7 @@ def draw_variables(
     return model.lazy_init({'params': key, 'noise_masks': mask_key}, images, train=False)
 
 
-def init_variables(
-    model: nn.Module, image_shape: tuple[int, ...], *, key: jax.Array, mask_key: jax.Array
-) -> dict[str, Any]:
+def init_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.Array, mask_key: jax.Array) -> Any:
     """`draw_variables` as one compiled program.
 
     A CPU compiles it without optimizations: with them, the draws of a network take longer to compile than its training

@@ -128,8 +128,9 @@ class Checkpointer:
         if jax.process_index() != 0:
             return
         arrays = {name: np.array(array) for name, array in _named_arrays(state).items()}
-        finite = accuracy is not None and math.isfinite(accuracy)
-        record = {'step': int(step), 'accuracy': float(accuracy) if finite else None, 'meta': meta}
+        if accuracy is not None:
+            accuracy = float(accuracy) if math.isfinite(accuracy) else None
+        record = {'step': int(step), 'accuracy': accuracy, 'meta': meta}
         self._pending = self._writer.submit(self._write_step, arrays, json.loads(json.dumps(record)))
 
     def restore(self, template: Any, *, which: str | int = 'latest') -> Restored | None:
@@ -377,10 +378,10 @@ class Checkpointer:
             return None
         order = entries[::-1]
         if which == 'best':
-            accuracies = {entry: self._accuracy(entry) for entry in order}
+            pairs = [(self._accuracy(entry), entry) for entry in order]
             damaged = [entry for entry in order if entry.path in self._damaged]
-            scored = [entry for entry in order if accuracies[entry] is not None]
-            order = damaged + sorted(scored, key=lambda entry: (-accuracies[entry], entry.sequence))
+            scored = [(accuracy, entry) for accuracy, entry in pairs if accuracy is not None]
+            order = damaged + [entry for _, entry in sorted(scored, key=lambda pair: (-pair[0], pair[1].sequence))]
             if not order:
                 raise RunError(f'no checkpoint in {self._directory} has a finite accuracy to be best by')
         elif which != 'latest':
@@ -493,4 +494,5 @@ def _fill(template: Any, arrays: dict[str, np.ndarray], what: str) -> Any:
         return array
 
     leaves, structure = jax.tree.flatten(template)
-    return structure.unflatten(place(leaf, arrays[name]) for leaf, name in zip(leaves, fresh, strict=True))
+    placed = [place(leaf, arrays[name]) for leaf, name in zip(leaves, fresh, strict=True)]
+    return jax.tree.unflatten(structure, placed)

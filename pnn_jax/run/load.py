@@ -54,7 +54,9 @@ class Run:
         """Logits [b, num_classes] of uint8 images [b, h, w, c], normalised as in the run; for `evaluate_exactly`."""
         data, dtype = self.config.data, jnp.dtype(self.config.model.dtype)
         images = preprocess(images, data.mean, data.std, augment='none', dtype=dtype)
-        return self.model.apply(variables, images, train=False)
+        logits = self.model.apply(variables, images, train=False)
+        assert isinstance(logits, jax.Array)  # without `mutable`, apply returns the output alone
+        return logits
 
     def load_data(self) -> Dataset | Stream:
         """The data set of the run's config."""
@@ -79,7 +81,10 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
         raise InputError(f'--workdir={path}: there is no checkpoint to load{hint}')
     config = from_process_0(lambda: read_config(path))
     with Checkpointer(path / 'checkpoints', read_only=True) as checkpointer:
-        arrays, record = checkpointer.read(checkpoint)
+        found = checkpointer.read(checkpoint)
+    if found is None:
+        raise InputError(f'--workdir={path}: there is no checkpoint to load')
+    arrays, record = found
     collections = {name: value for name, value in arrays.items() if name.startswith(COLLECTIONS)}
     num_classes = len(arrays[max(filter(_CLASSIFIER_BIAS.fullmatch, arrays))])
     model = create_model(config.model, num_classes)

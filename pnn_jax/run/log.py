@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import rich.progress
 
@@ -134,7 +134,7 @@ class TensorBoardWriter(Silent):
     def __init__(self, workdir: Workdir, config):
         self.path, self.enabled = workdir.path, config.log.tensorboard
         self.done = workdir.history[-1]['step'] if workdir.history else 0
-        self.writer = None
+        self.writer: Any = None  # made at the first epoch
 
     def epoch(self, metrics: dict) -> None:
         if not self.enabled:

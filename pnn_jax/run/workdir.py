@@ -230,13 +230,14 @@ class Workdir:
             (self.path / 'result.json').unlink(missing_ok=True)
             _replace(path, lines)
 
-    def write_result(self, result: dict) -> None:
-        """Writes result.json, from what JSON can hold."""
+    def write_result(self, result: dict) -> dict:
+        """Writes result.json, from what JSON can hold; returns what will be read from it."""
         text = json.dumps(result, indent=2) + '\n'
         self._result = json.loads(text)
         if self._primary:
             self.begin()
             _replace(self.path / 'result.json', text.encode())
+        return json.loads(text)
 
     def result(self) -> dict | None:
         """The content of result.json; None while the run is not done."""
@@ -271,6 +272,7 @@ class Workdir:
 
     def _write_outcomes(self) -> None:
         buffer = io.BytesIO()
+        assert self._labels is not None  # `use_test_set` comes before the first epoch
         np.savez_compressed(buffer, correct=self.outcomes, labels=self._labels, test_digest=self.data_digest)
         _replace(self.path / 'outcomes.npz', buffer.getvalue())
 
