@@ -261,7 +261,7 @@ class Workdir:
             return
         path = self.path / 'outcomes.npz'
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
                 outcomes, self._labels = stored['correct'], stored['labels']
                 self.data_digest = str(stored['test_digest'])
             if outcomes.dtype != np.bool_ or outcomes.shape[1:] != self._labels.shape or len(outcomes) < len(lines):
