@@ -1,6 +1,6 @@
-"""Row 1: ResNet-18 with 3x3 convolutions, 44 filters to match the parameters of the perturbative networks.
+"""Row 1: ResNet-18 with 3x3 convolutions. 44 filters give it as many parameters as the perturbative networks have.
 
-Claim: what an ordinary network of equal size reaches. Published: 91.8% (the audit, exact at batch 10).
+Claim: this is what an ordinary network of the same size reaches. Published: 91.8% (the audit, exact at batch size 10).
 PyTorch: python main.py --net-type resnet18 --nfilters 44 --batch-size 10 --learning-rate 1e-3
 Ours:    python -m pnn_jax.main --config=configs/baseline.py
 """

@@ -1,6 +1,6 @@
-"""CifarNet with perturbation layers: six layers and two linear ones, the audit's options at their defaults.
+"""CifarNet with perturbation layers: six layers, then two linear ones. Options are the audit's defaults.
 
-Claim: a smaller network for quick comparisons. Published: none.
+Claim: none; a smaller network for quick comparisons. Published: none.
 PyTorch: python main.py --net-type cifarnet --nfilters 64 --first_filter_size 3 --filter_size 0 --nmasks 1
 Ours:    python -m pnn_jax.main --config=configs/cifarnet.py
 """

@@ -1,4 +1,4 @@
-"""Every field of a run, with its meaning. The other files change a few of them; flags change them again.
+"""Every field of a config, with its default and meaning. The other files change some; flags change single fields:
 
 python -m pnn_jax.main --config=configs/noise_masks.py --config.model.num_masks=8
 """
@@ -11,36 +11,36 @@ MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.seed = 0  # weights, order of images, augmentation, dropout
-    config.mask_seed = 0  # noise masks alone
-    config.num_seeds = 1  # independent runs, with seeds seed, seed + 1, ... and mask seeds alike
+    config.seed = 0  # of the weights, the order of the images, augmentation and dropout
+    config.mask_seed = 0  # of the noise masks
+    config.num_seeds = 1  # independent runs; run i has seed + i and mask_seed + i
     config.num_epochs = 150
-    config.batch_size = 64  # over all devices; the last, smaller batch of an epoch is trained on too
-    config.eval_batch_size = 500  # over all devices; has no influence on the counts
-    config.platform = 'any'  # 'cpu', 'gpu' or 'tpu' refuses to run on anything else
+    config.batch_size = 64  # over all devices; the last batch of an epoch may be smaller and is trained on too
+    config.eval_batch_size = 500  # over all devices; does not change any result
+    config.platform = 'any'  # 'cpu', 'gpu' or 'tpu': stop if jax runs on anything else
     config.steps_per_dispatch = 0  # training steps per call of the compiled program; 0: 1 on CPU, 20 elsewhere
 
     config.model = model = ml_collections.ConfigDict()
     model.name = 'perturb_resnet18'  # a name in pnn_jax/models/registry.py
-    model.num_filters = 128  # of the first stage; later stages double it
-    model.layer = 'perturbation'  # 'perturbation', 'conv' or 'random_filters'
-    model.kernel_size = 3  # of layer='conv': 1, 3, 5 or 7
-    model.stem_layer = 'perturbation'  # the first layer's kind
-    model.stem_kernel_size = 3  # of stem_layer='conv'; 7 has stride 2 and is followed by a 3x3 max pooling
-    model.freeze_stem = False  # noise_resnet only: the first convolution stays as drawn
+    model.num_filters = 128  # of the first stage; in ResNets each later stage has twice as many
+    model.layer = 'perturbation'  # every layer but the first: 'perturbation', 'conv' or 'random_filters'
+    model.kernel_size = 3  # with layer='conv': 1, 3, 5 or 7
+    model.stem_layer = 'perturbation'  # the first layer, likewise
+    model.stem_kernel_size = 3  # with stem_layer='conv'; 7 has stride 2 and, in ResNets, a max pooling after it
+    model.freeze_stem = False  # noise_resnet only: the first convolution is random and not trained
     model.num_masks = 1  # per input channel (the paper's fanout)
-    model.share_masks = False  # one set of masks for all channels
-    model.trainable_masks = False
-    model.redraw_masks = False  # new masks at every training step, like dropout; evaluation uses the stored ones
+    model.share_masks = False  # one set of masks for all channels of a layer
+    model.trainable_masks = False  # masks are trained like weights
+    model.redraw_masks = False  # new masks at every training step, like dropout; evaluation uses the first ones
     model.mix_channels = False  # a second 1x1 convolution in every perturbation layer
-    model.noise_level = 0.5
+    model.noise_level = 0.5  # factor of the masks
     model.noise_type = 'uniform'  # a name in pnn_jax/nn/noise.py
-    model.stem_noise_scale = 1.0  # factor of noise_level in the first layer
-    model.activate_after_noise = False  # right after the noise of the first layer; later layers always do
-    model.activation = 'relu'  # relu, lrelu, prelu, rrelu, elu, selu, tanh, sigmoid
+    model.stem_noise_scale = 1.0  # noise_level is multiplied by this in the first layer
+    model.activate_after_noise = False  # of the first layer, between noise and combination; later layers always do
+    model.activation = 'relu'  # 'relu', 'lrelu', 'prelu', 'rrelu', 'elu', 'selu', 'tanh' or 'sigmoid'
     model.pooling = 'max'  # 'max' or 'avg'
     model.dropout_rate = 0.5  # lenet and cifarnet only
-    model.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; parameters are float32
+    model.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; parameters are always float32
 
     config.data = data = ml_collections.ConfigDict()
     data.source = (
@@ -65,18 +65,18 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.beta1 = 0.9  # adam
     optimizer.beta2 = 0.999
     optimizer.eps = 1e-8  # adam and rmsprop
-    optimizer.weight_decay = 1e-4  # coupled L2, on every trained parameter
-    optimizer.decay_masks = True  # trained masks get weight decay too, as in the audit
+    optimizer.weight_decay = 1e-4  # as in torch: weight_decay * parameter is added to the gradient of every parameter
+    optimizer.decay_masks = True  # weight decay for trained masks too, as in the audit
 
     config.schedule = schedule = ml_collections.ConfigDict()
-    schedule.milestones = (59, 89, 119)  # epochs, from 0, at whose start the learning rate changes
-    schedule.factor = 0.2  # by this factor
+    schedule.milestones = (59, 89, 119)  # epochs, counted from 0, before which the learning rate changes
+    schedule.factor = 0.2  # the learning rate is multiplied by this at each milestone
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_steps = 0  # besides the one at the end of every epoch; 0: none
-    checkpoint.keep = 0  # older checkpoints to keep besides the latest and the best
+    checkpoint.every_steps = 0  # extra checkpoints within an epoch; 0: only at the end of every epoch
+    checkpoint.keep = 0  # older checkpoints to keep, besides the latest and the best
 
     config.log = log = ml_collections.ConfigDict()
-    log.every_steps = 50  # refresh of the progress line, which waits for the device
-    log.tensorboard = True
+    log.every_steps = 50  # how often the progress line is updated; every update waits for the device
+    log.tensorboard = True  # write TensorBoard events
     return config

@@ -1,9 +1,9 @@
-"""ImageNet with the authors' ResNet-50 design, streamed from disk: what readers of their repository asked for.
+"""The authors' ResNet-50 on ImageNet, with images streamed from disk. Readers of their repository asked for this.
 
-Claim: "comparable with standard CNNs on ImageNet" (the paper's abstract). Published: no figure that can be repeated;
-the repository's ImageNet code does not run.
+Claim: "comparable with standard CNNs on ImageNet" (the paper's abstract). Published: no accuracy that can be
+reproduced, because the ImageNet code of the repository does not run.
 PyTorch: python main.py --net-type noiseresnet50 --resolution-high 224 --resolution-wide 224 --avgpool 7 --level 0.1
-         (in juefeix/pnn.pytorch; it has no loader for the set)
+         (in juefeix/pnn.pytorch, which has no loader for ImageNet)
 Ours:    python -m pnn_jax.main --config=configs/imagenet.py --config.data.path=<folder with train/ and val/>
 """
 

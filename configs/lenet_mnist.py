@@ -1,6 +1,6 @@
 """LeNet with perturbation layers on MNIST.
 
-Claim: on MNIST noise masks are enough. Published: none by the audit; 99.40 by one reader with the authors' network.
+Claim: noise masks are enough for MNIST. Published: none by the audit; one reader got 99.40% with the authors' network.
 PyTorch: python main.py --net-type lenet --dataset-test MNIST --dataset-train MNIST --nfilters 64
          --first_filter_size 3 --filter_size 0 --nmasks 1
 Ours:    python -m pnn_jax.main --config=configs/lenet_mnist.py

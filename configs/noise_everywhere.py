@@ -1,6 +1,7 @@
-"""Row 5: noise in every layer, the first included, so that no layer sees a pixel's neighbours.
+"""Row 5: noise in every layer, also the first, so that no layer sees the neighbours of a pixel.
 
-Claim: without one spatial filter the accuracy falls far. Published: 72.6% (the audit, floored at batch 16).
+Claim: without a single spatial filter the accuracy is far lower. Published: 72.6% (the audit, floored at batch size
+16).
 PyTorch: python main.py --net-type perturb_resnet18 --nfilters 128 --batch-size 16 --learning-rate 1e-3
          --first_filter_size 0 --filter_size 0 --nmasks 1
 Ours:    python -m pnn_jax.main --config=configs/noise_everywhere.py

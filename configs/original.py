@@ -1,6 +1,6 @@
-"""Row 2: the authors' network as the audit ran it, with its 7x7 convolution and pooling in front.
+"""Row 2: the authors' network as the audit ran it, with a 7x7 convolution and a pooling in front.
 
-Claim: with exact counting the authors' design stays far below an ordinary network. Published: 85.7% (the audit).
+Claim: counted exactly, the authors' design is far below an ordinary network. Published: 85.7% (the audit).
 PyTorch: python main.py --net-type noiseresnet18 --nfilters 128 --batch-size 10 --learning-rate 1e-4
          --first_filter_size 7
 Ours:    python -m pnn_jax.main --config=configs/original.py

@@ -1,7 +1,7 @@
-"""Quickstart: perturbation layers on scikit-learn's handwritten digits, bundled, in about a minute of two CPU cores.
+"""Quickstart: perturbation layers on the handwritten digits of scikit-learn, in about a minute on two CPU cores.
 
-Claim: none; it shows the software at work. The first layer is a perturbation layer too, so no layer sees a pixel's
-neighbours: small grey digits are recognised by the position and brightness of their pixels alone.
+Claim: none; it shows the software at work. No download is needed. The first layer is a perturbation layer too, so no
+layer sees the neighbours of a pixel: digits are recognised by the position and brightness of single pixels.
 Ours:    python -m pnn_jax.main --config=configs/quickstart.py
 """
 

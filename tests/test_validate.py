@@ -9,7 +9,26 @@ from hypothesis import strategies as st
 
 from configs import default
 from pnn_jax.errors import InputError
-from pnn_jax.validate import check_fits_data, check_platform, ineffective_overrides, validate_config
+from pnn_jax.models import MODELS, create_model
+from pnn_jax.models.registry import (
+    LAYERS,
+    OPTIONS,
+    NetworkOptions,
+    fields_read,
+    inner_layer,
+    pytorch_problems,
+    stem_layer,
+)
+from pnn_jax.nn.perturbation import PerturbationLayer, PerturbationUnit
+from pnn_jax.options import Option, options_of
+from pnn_jax.validate import (
+    RULES,
+    check_batch_norms,
+    check_fits_data,
+    check_platform,
+    ineffective_overrides,
+    validate_config,
+)
 
 
 def config_with(**changes) -> ml_collections.ConfigDict:
@@ -75,6 +94,8 @@ def test_combinations_that_cannot_work():
         ({'model__layer': 'conv', 'model__kernel_size': 5}, 'residual blocks'),
         ({'model__name': 'noise_resnet18', 'model__stem_kernel_size': 1}, 'takes 3 or 7'),
         ({'model__redraw_masks': True, 'model__trainable_masks': True}, 'redraw_masks'),
+        ({'model__redraw_masks': True, 'model__stem_layer': 'random_filters'}, 'redraw_masks=True: only noise masks'),
+        ({'model__name': 'answer_resnet18', 'model__stem_layer': 'random_filters'}, "takes 'perturbation' or 'conv'"),
     ):
         with pytest.raises(InputError, match=part):
             validate_config(config_with(**changes))
@@ -101,6 +122,132 @@ def test_overrides_without_effect_are_named():
     model = config_with(model__layer='conv', model__stem_layer='conv').model
     assert len(ineffective_overrides(model, ['num_masks', 'kernel_size'])) == 1
     assert ineffective_overrides(default.get_config().model, ['num_masks', 'noise_level']) == []
+
+
+def test_a_conflict_is_reported_once_and_only_where_the_layer_is_used():
+    changes = {'model__redraw_masks': True, 'model__trainable_masks': True}
+    with pytest.raises(InputError) as error:
+        validate_config(config_with(**changes))  # two layers of this kind
+    assert len(str(error.value).splitlines()) == 1
+    validate_config(config_with(**changes, model__name='noise_resnet18'))
+    validate_config(config_with(**changes, model__layer='conv', model__kernel_size=1, model__stem_layer='conv'))
+
+
+def test_notes_name_the_kinds_of_layer_that_matter():
+    model = config_with(model__layer='random_filters', model__stem_layer='random_filters').model
+    assert ineffective_overrides(model, ['noise_level', 'noise_type']) == [
+        "config.model.noise_level=0.5 has no effect: perturb_resnet18 with layer='random_filters', "
+        "stem_layer='random_filters' does not read it"
+    ]
+    model = config_with(model__name='noise_resnet18').model
+    assert ineffective_overrides(model, ['dtype', 'num_masks']) == [
+        'config.model.num_masks=1 has no effect: noise_resnet18 does not read it'
+    ]
+
+
+# --- options are declared once ----------------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_config_is_an_option_with_rules():
+    assert set(default.get_config().model) == {'name', 'dtype', *OPTIONS}
+    assert {f'model.{name}' for name in default.get_config().model} <= set(RULES)
+
+
+def test_classes_that_share_an_option_agree_on_its_rules():
+    parts = {part for entry in MODELS.values() for part in entry.parts}
+    for cls in {NetworkOptions, PerturbationUnit, *LAYERS.values(), *parts}:
+        for name, field in options_of(cls).items():
+            assert field.metadata == OPTIONS[name].metadata, (cls, name)
+
+
+_OTHER_VALUES = {
+    'num_masks': 3,
+    'share_masks': True,
+    'trainable_masks': True,
+    'redraw_masks': True,
+    'noise_level': 0.25,
+    'noise_type': 'normal',
+}
+
+
+@pytest.mark.parametrize('name', sorted(options_of(PerturbationLayer)))
+def test_every_option_of_the_layer_reaches_it_from_the_config(name):
+    """One that the builders dropped would silently train another network."""
+    value = _OTHER_VALUES[name]
+    model = config_with(**{f'model__{name}': value}).model
+    assert value != OPTIONS[name].default
+    for unit in (inner_layer(model)(features=4), stem_layer(model)(features=4)):
+        assert getattr(unit.layer(features=4), name) == value
+
+
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_fields_of_a_network_are_those_that_some_choice_of_layers_reads(name):
+    fields = MODELS[name].fields
+    assert fields <= set(OPTIONS)
+    assert fields_read(config_with(model__name=name).model) <= fields
+    assert ('num_masks' in fields) == (name in ('perturb_resnet18', 'answer_resnet18', 'lenet', 'cifarnet'))
+    assert ('freeze_stem' in fields) == name.startswith('noise_resnet')
+    assert ('dropout_rate' in fields) == (name in ('lenet', 'cifarnet'))
+
+
+def test_what_pytorch_does_not_have_is_listed():
+    problems = lambda **changes: pytorch_problems(config_with(**changes).model)
+    assert problems() == []
+    assert problems(model__redraw_masks=True, model__stem_layer='random_filters') == [
+        'config.model.redraw_masks=True has no PyTorch counterpart; allowed: False',
+        "config.model.stem_layer='random_filters' has no PyTorch counterpart; allowed: perturbation, conv",
+    ]
+    assert problems(model__name='resnet18', model__redraw_masks=True) == []
+    assert problems(model__num_masks=7, model__share_masks=True, model__noise_type='normal') == []
+
+
+@given(value=st.floats() | st.integers() | st.text(), low=st.integers(-3, 3), width=st.integers(1, 5))
+def test_a_rule_accepts_what_lies_inside_its_bounds(value, low, width):
+    is_number = not isinstance(value, str) and math.isfinite(value)
+    assert (Option(at_least=low).problem(value) == '') == (is_number and value >= low)
+    assert (Option(above=low).problem(value) == '') == (is_number and value > low)
+    between = Option(at_least=low, below=low + width).problem(value)
+    assert (between == '') == (is_number and low <= value < low + width)
+    assert Option().problem(value) == ''
+
+
+# --- batch norm over one value ----------------------------------------------------------------------------------------
+
+
+def batch_norm_problem(batch_size, num_train, size=32, **changes):
+    model = create_model(config_with(model__num_filters=4, **changes).model, 10)
+    try:
+        check_batch_norms(model, (size, size, 3), batch_size=batch_size, num_train=num_train)
+    except InputError as error:
+        return str(error)
+    return ''
+
+
+def test_batches_of_one_are_refused_where_a_batch_norm_sees_one_value():
+    """As torch: LeNet has a batch norm behind a linear layer, and 7x7 stems leave maps of one pixel (32 -> 8 -> 1)."""
+    line = batch_norm_problem(1, 160, model__name='lenet')
+    assert line == (
+        "config.batch_size=1: batch norm 'norm' needs more than one value per channel in training, got an input of "
+        'shape (1, 128); use 2 or more'
+    )
+    assert batch_norm_problem(1, 160, model__name='cifarnet') == line.replace('128', '256')
+    assert "batch norm 'stage4_block1/norm1' " in batch_norm_problem(
+        1, 160, model__name='noise_resnet18', model__stem_kernel_size=7
+    )
+    assert batch_norm_problem(1, 160, model__name='resnet18') == ''  # the last maps have 4x4 pixels
+    assert 'more than one value' in batch_norm_problem(1, 160, size=8, model__name='resnet18')
+
+
+def test_a_last_batch_of_one_is_refused_with_a_batch_size_that_works():
+    line = batch_norm_problem(16, 161, model__name='lenet')
+    assert line.startswith(
+        'config.batch_size=16: the last batch of an epoch has 1 of the 161 training images, and batch'
+    )
+    assert line.endswith('use another batch size, for example 17, or another config.data.train_examples')
+    assert batch_norm_problem(17, 161, model__name='lenet') == ''
+    assert batch_norm_problem(16, 160, model__name='lenet') == ''
+    assert 'for example 7,' in batch_norm_problem(4, 61, model__name='lenet')  # 61 = 12 * 5 + 1 = 10 * 6 + 1
+    assert batch_norm_problem(16, 161, model__name='resnet18') == ''
 
 
 _FIELDS = {

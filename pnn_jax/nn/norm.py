@@ -107,7 +107,7 @@ class TorchBatchNorm(nn.Module):
             if count == 1:
                 name = '/'.join(self.path) or type(self).__name__
                 raise SingleValueError(
-                    f'batch norm {name} needs more than one value per channel in training, got an input of shape '
+                    f'batch norm {name!r} needs more than one value per channel in training, got an input of shape '
                     f'{x.shape}'
                 )
             unbiased = var * (count / (count - 1))
