@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pnn_jax.errors import InputError
-from pnn_jax.models import MODELS
-from pnn_jax.models.registry import stem_is_pooled
+from pnn_jax.models.registry import pytorch_problems, stem_is_pooled
 
 LEAVES = {
     'kernel': 'weight',
@@ -163,13 +162,5 @@ def torch_names(path: tuple[str, ...], table: Mapping) -> list[str]:
 
 def check_supported(config) -> None:
     """Raises InputError where `config.model` asks for something that the PyTorch repositories do not have."""
-    for field, allowed in (
-        ('layer', ('perturbation', 'conv')),
-        ('stem_layer', ('perturbation', 'conv')),
-        ('redraw_masks', (False,)),
-    ):
-        value = getattr(config, field)
-        if field in MODELS[config.name].fields and value not in allowed:
-            raise InputError(
-                f'model.{field}={value!r} has no PyTorch counterpart; allowed: {", ".join(map(str, allowed))}'
-            )
+    if problems := pytorch_problems(config):
+        raise InputError('; '.join(problems))
