@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pnn_jax.config_flag import define_config_flag, parse_error
-from pnn_jax.errors import InputError, RunError
+from pnn_jax.errors import InputError, RunError, one_line
 from pnn_jax.paths import local_path
 from pnn_jax.pytorch.convert import from_workdir, to_workdir
 from pnn_jax.run.workdir import flat_fields
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _import(source, target, arguments)
     except (InputError, RunError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error, 1000)}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
 

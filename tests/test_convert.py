@@ -287,6 +287,8 @@ def edited(state_dict, **changes):
             'linear2.bias is float64 with',
         ),
         (lambda sd: edited(sd, batch_norm__num_batches_tracked=torch.zeros(2)), 'batch_norm.num_batches_tracked is'),
+        (lambda sd: edited(sd, batch_norm__num_batches_tracked=torch.tensor(2**40)), 'below 2**31'),
+        (lambda sd: edited(sd, **{'new\nline': torch.zeros(9)}), "'new\\nline' is a Tensor, not a tensor with a name"),
         (lambda sd: {'model': sd, 'ema': sd}, "both 'model' and 'ema' hold"),
         (
             lambda sd: {'model': sd, 'ema': {'shadow': sd, 'decay': 0.9}},
@@ -655,6 +657,33 @@ def test_saved_models_of_unknown_structure_are_one_line(tmp_path, capsys):
     for module in (without, endless):
         message = refused(saved(tmp_path / 'a.pth', module), tmp_path, capsys, DIGITS)
         assert 'a saved model of unknown structure' in message
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'level': 'high'},
+        {'level': None},
+        {'level': -1.0},
+        {'level': torch.ones(1)},
+        {'noise_type': 7},
+        {'noise_type': 'cauchy'},
+        {'_modules': {}},
+        {'_parameters': {'weight': [[1.0], [2.0, 3.0]]}},
+        {'_buffers': {3: torch.ones(1)}},
+    ],
+)
+def test_saved_models_with_strange_attributes_are_one_line(tmp_path, capsys, monkeypatch, change):
+    model = default.get_config().model
+    model.update(num_filters=3, num_masks=2)
+    network = torch_twin.build_twin(model, 10, 32, 3)
+    save_as_the_audit_does(tmp_path / 'a.pth', network, model, monkeypatch)
+    for module in network.modules():
+        if type(module).__name__ == 'PerturbLayer':
+            module.__dict__ |= change
+    message = refused(saved(tmp_path / 'a.pth', network), tmp_path, capsys)
+    assert str(tmp_path / 'a.pth') in message or 'the network of the file cannot be built' in message
+    assert os.listdir(tmp_path) == ['a.pth']
 
 
 def test_unknown_fields_and_arguments_are_refused(tmp_path):

@@ -143,7 +143,7 @@ def _taken_apart(model: Module, path: Path) -> tuple[dict[str, Any], dict[str, A
         state_dict = {key: value for key, value in model.tensors().items() if key not in noise}
         drawn = {key: value for key, value in noise.items() if 0 not in value.shape}
         return state_dict, drawn, fields_of_modules(model)
-    except (AttributeError, KeyError, TypeError, ValueError, StopIteration, RecursionError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
         raise InputError(
             f'{path}: a saved model of unknown structure ({type(error).__name__}: {one_line(error)}); '
             'save its state_dict instead'
@@ -151,6 +151,9 @@ def _taken_apart(model: Module, path: Path) -> tuple[dict[str, Any], dict[str, A
 
 
 def _arrays(tensors: Mapping[str, Any], path: Path) -> Arrays:
+    for key, tensor in tensors.items():
+        if not _is_tensor(tensor) or not key.isprintable():
+            raise InputError(f'{path}: {key[:80]!r} is a {type(tensor).__name__}, not a tensor with a name')
     try:
         return {
             key: tensor.array() if isinstance(tensor, Tensor) else np.asarray(tensor) for key, tensor in tensors.items()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pnn_jax.errors import InputError, os_reason
+from pnn_jax.errors import InputError, one_line, os_reason
 from pnn_jax.optim import create_optimizer
 from pnn_jax.paths import replace_file
 from pnn_jax.pytorch.architecture import Architecture, unseen
@@ -24,7 +24,8 @@ from pnn_jax.run.checkpoints import Checkpointer, tree_digest
 from pnn_jax.run.load import load_run
 from pnn_jax.run.resume import saved_part
 from pnn_jax.run.workdir import Workdir
-from pnn_jax.train_step import create_train_state, fixed_collections
+from pnn_jax.train_step import Variables, create_train_state, fixed_collections
+from pnn_jax.validate import validate_config
 
 
 class Converted(NamedTuple):
@@ -60,7 +61,7 @@ def to_workdir(
     try:
         variables, num_steps = from_torch(checkpoint.tensors, config.model, shapes)
     except InputError as error:
-        raise InputError(f'{source}: {error}') from None
+        raise InputError(f'{source}: {one_line(error)}') from None
     temporary = workdir.with_name(f'.{workdir.name}.{os.getpid()}.tmp')
     try:
         temporary.mkdir(parents=True)
@@ -103,7 +104,11 @@ def merged(
     if missing:
         asked = ' '.join(f'--config.model.{field}=...' for field in missing)
         raise InputError(f'the file does not tell {", ".join(missing)}: give --config=FILE, or {asked}')
-    config.model.update(architecture.fields)
+    try:
+        config.model.update(architecture.fields)
+        validate_config(config)
+    except (TypeError, ValueError) as error:  # a saved model may hold anything; InputError is a ValueError
+        raise InputError(f'the network of the file cannot be built: {one_line(error)}') from None
     return config
 
 
@@ -152,14 +157,14 @@ def _torch_bytes(arrays: Arrays) -> bytes:
 
 
 def _write_run(
-    folder: Path, config: ml_collections.ConfigDict, variables: dict, num_steps: int, source_name: str
+    folder: Path, config: ml_collections.ConfigDict, variables: Variables, num_steps: int, source_name: str
 ) -> None:
-    """Writes a workdir with a single checkpoint of these variables."""
+    """Writes a workdir with a single checkpoint of these variables. The folder is ours alone, so it needs no lock."""
     optimizer = create_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
     variables = jax.tree.map(jnp.asarray, variables)
     state, fixed = create_train_state(variables, optimizer, jax.random.key(config.seed)), fixed_collections(variables)
     state = state.replace(step=jnp.asarray(num_steps, jnp.int32))
-    with Workdir.open(folder, config) as workdir, Checkpointer(workdir.checkpoints_dir) as checkpointer:
+    with Workdir.open(folder, config, lock=False) as workdir, Checkpointer(workdir.checkpoints_dir) as checkpointer:
         workdir.begin()
         checkpointer.save_masks(fixed)
         # By `converted_from`, training refuses to resume: the state of PyTorch's optimizer is not converted.

@@ -157,6 +157,8 @@ def _take_num_steps(remaining: Arrays) -> int | None:
         if counter.size != 1 or counter.dtype.kind not in 'iu':
             raise InputError(f'{key} is {counter.dtype}{list(counter.shape)}; it must be one integer')
         counters.add(counter.item())
+    if any(not 0 <= count < 2**31 for count in counters):
+        raise InputError(f'{keys[0]} is {max(counters, key=abs)}; it must be at least 0 and below 2**31')
     if len(counters) > 1:
         raise InputError(f'num_batches_tracked differs between batch norms: {sorted(counters)}')
     return counters.pop() if counters else None
