@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS, create_model
-from pnn_jax.models.registry import pytorch_problems, stem_is_pooled
+from pnn_jax.models.registry import stem_is_pooled
 
 Arrays = dict[str, np.ndarray]
 
@@ -242,8 +242,16 @@ def _undo_level(key: str, scaled: np.ndarray, level: float) -> np.ndarray:
 
 def check_supported(config) -> None:
     """Raises InputError where `config.model` asks for something that the PyTorch repositories do not have."""
-    if problems := pytorch_problems(config):
-        raise InputError('\n'.join(problems))
+    for field, allowed in (
+        ('layer', ('perturbation', 'conv')),
+        ('stem_layer', ('perturbation', 'conv')),
+        ('redraw_masks', (False,)),
+    ):
+        value = getattr(config, field)
+        if field in MODELS[config.name].fields and value not in allowed:
+            raise InputError(
+                f'model.{field}={value!r} has no PyTorch counterpart; allowed: {", ".join(map(str, allowed))}'
+            )
 
 
 def variable_shapes(config, num_classes: int, image_size: int, channels: int) -> dict:
