@@ -41,8 +41,10 @@ TARGETS = {
     'h100': Target('cuda', 80 * GIB),
 }
 
-# The environment that libtpu needs on a machine without a TPU. The accelerator type only has to be a valid one.
-TPU_ENVIRONMENT = {
+# What the compilers need on a machine without their devices. The accelerator type only has to be a valid one.
+ENVIRONMENT = {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
@@ -65,8 +67,7 @@ def missing_compiler(target: str) -> str:
 
 def prepare_environment() -> None:
     """Sets the environment variables of the compilers; call it before the first use of jax."""
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-    os.environ.update(TPU_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
 
 
 def open_devices(target: str, count: int = 1) -> list[jax.Device]:

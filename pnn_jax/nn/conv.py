@@ -48,7 +48,7 @@ class Conv(nn.Module):
             kernel = self.param('kernel', conv_kernel_init, shape, fan_out)
         kernel = kernel.astype(x.dtype)
         if size == 1:
-            y = ops.combine_channels(x[:, :: self.stride, :: self.stride], kernel)
+            y = ops.combine_channels(x, kernel, self.stride)
         else:
             padding = ((CONV_PADDING[size],) * 2,) * 2
             y = jax.lax.conv_general_dilated(

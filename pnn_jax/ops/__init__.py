@@ -139,11 +139,15 @@ def perturb_combine_dense(
     return combine_channels(activate(activation, perturbed, slope), weights)
 
 
-def combine_channels(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """A 1x1 convolution: x [b, h, w, i], weights [i, o] -> [b, h, w, o].
+def combine_channels(x: jax.Array, weights: jax.Array, stride: int = 1) -> jax.Array:
+    """A 1x1 convolution: x [b, h, w, i], weights [i, o] -> [b, ceil(h / stride), ceil(w / stride), o].
 
     It is a product of two matrices, because XLA:CPU copies the operands of the gradient of an einsum over four axes.
     """
+    if stride > 1:
+        # The barrier keeps XLA:GPU from fusing the strided slice into the product: its Triton emitter aborts the
+        # process where the slice reads elementwise operations on a reshaped matrix (tests/test_compile.py).
+        x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
     rows = math.prod(x.shape[:-1])  # not -1, which a map without pixels does not allow
     return (x.reshape(rows, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[-1])
 
