@@ -13,9 +13,20 @@ import pnn_jax
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ('README.md', *(str(page.relative_to(ROOT)) for page in sorted((ROOT / 'docs').glob('*.md'))))
 # What training needs and a layer does not.
-TRAINING = (
-    'absl ml_collections orbax rich PIL sklearn matplotlib tensorboardX tensorflow_datasets array_record torch pandas'
-).split()
+TRAINING = [
+    'absl',
+    'ml_collections',
+    'orbax',
+    'rich',
+    'PIL',
+    'sklearn',
+    'matplotlib',
+    'tensorboardX',
+    'tensorflow_datasets',
+    'array_record',
+    'torch',
+    'pandas',
+]
 
 
 def programs(page: str) -> list[str]:

@@ -6,7 +6,7 @@ import signal
 import ml_collections
 import pytest
 
-from experiments.kill_test import Kill, command, digests, finish, launch
+from experiments.robustness.kill_test import Kill, command, digests, finish, launch
 from pnn_jax.run.workdir import Workdir
 
 

@@ -1,14 +1,15 @@
-"""Does a run that was killed at any instant end exactly as if nothing had happened?
+"""Does a run that was killed at any moment end with exactly the same result as an undisturbed one?
 
-python -m experiments.kill_test [--trials=25] [--out=runs/kill_test]
+python -m experiments.robustness.kill_test [--trials=25] [--out=runs/kill_test]
 
-Trains once without interruption. Each trial trains the same again in a fresh workdir, is killed by SIGKILL in one of
-five phases (start-up, steps, the writing of a checkpoint, evaluation, the recording of an epoch) at a random instant,
-and is started again until it is done. Everything that a run leaves is then compared bit by bit: parameters, statistics,
-optimizer state, masks, outcomes and metrics.jsonl without its timings. Prints a table; exit code 1 if any differs.
+Trains once without interruption. Each trial then trains the same in a new workdir, is killed with SIGKILL at a random
+moment of one of five phases (start-up, steps, writing a checkpoint, evaluation, recording an epoch), and is resumed.
+Everything that both runs left is compared bit by bit: parameters, statistics, optimizer state, masks, outcomes, and
+metrics.jsonl without its timings. Prints a table. Exit code 1 if anything differs.
 """
 
-import argparse
+from __future__ import annotations
+
 import functools
 import hashlib
 import importlib
@@ -30,7 +31,7 @@ from absl import app
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command import exit_code
+from experiments.command import Parser, empty_folder, exit_code, whole_number
 from pnn_jax.errors import RunError
 
 CONFIG = 'configs/quickstart.py'
@@ -49,7 +50,13 @@ TIMINGS = ('images_per_second', 'seconds')
 
 
 class Phase(NamedTuple):
-    """A part of a run: the function (module, and name in it) that it begins with, its number, how long it lasts."""
+    """A part of a run.
+
+    Attributes:
+        function: the function that it begins with, 'module:name'; '' for the start of the process.
+        times: how often it happens in a run.
+        seconds: about how long it takes.
+    """
 
     function: str
     times: int
@@ -66,7 +73,7 @@ PHASES = {
 
 
 class Kill(NamedTuple):
-    """What signal to send when: `delay` seconds after the `count`-th begin of a phase."""
+    """Which signal to send, and when: `delay` seconds after a phase begins for the `count`-th time."""
 
     phase: str
     count: int
@@ -79,16 +86,16 @@ def draw(phase: str, rng: random.Random) -> Kill:
 
 
 def command(workdir: Path, cache: Path, changes: Mapping[str, Any] = CHANGES) -> list[str]:
-    """The arguments of `pnn_jax.main`."""
+    """The arguments of `python -m pnn_jax.main` for a run in `workdir`."""
     flags = [f'--config.{name}={value}' for name, value in changes.items()]
     return [f'--config={CONFIG}', *flags, f'--workdir={workdir}', f'--compilation_cache={cache}']
 
 
 def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Popen:
-    """Starts `python -m pnn_jax.main`; with `kill`, it gets that signal unless it ends first."""
+    """Starts `python -m pnn_jax.main`. With `kill`, it gets that signal, unless it ends first."""
     start = ['-m', 'pnn_jax.main']
     if kill is not None:
-        start = ['-c', 'from experiments.kill_test import run_to_be_killed as run; run()', *map(str, kill)]
+        start = ['-c', 'from experiments.robustness.kill_test import run_to_be_killed as run; run()', *map(str, kill)]
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -96,7 +103,7 @@ def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Pop
     }
     return subprocess.Popen(
         [sys.executable, *start, *arguments],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -105,7 +112,7 @@ def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Pop
 
 
 def run_to_be_killed() -> None:
-    """In the process to be killed: `python -m pnn_jax.main` with a signal that its own thread sends."""
+    """Runs in the process that will be killed: `python -m pnn_jax.main`, and a thread that sends the signal."""
     phase, count, delay, number = sys.argv[1:5]
     kill = Kill(phase, int(count), float(delay), int(number))
     sys.argv = ['pnn_jax/main.py', *sys.argv[5:]]
@@ -145,7 +152,7 @@ def _announce(function: str, begins: threading.Semaphore) -> None:
 
 
 def finish(workdir: Path, cache: Path) -> str:
-    """Starts the run again until it is done; returns what it printed."""
+    """Trains a run to its end, or resumes it; returns what it printed."""
     process = launch(command(workdir, cache))
     output, _ = process.communicate()
     if process.returncode != 0:
@@ -154,7 +161,7 @@ def finish(workdir: Path, cache: Path) -> str:
 
 
 def digests(workdir: Path) -> dict[str, str]:
-    """What a finished run left -> sha256."""
+    """The sha256 of everything that a finished run left, by kind."""
     from pnn_jax.run.checkpoints import Checkpointer
 
     with Checkpointer(workdir / 'checkpoints', read_only=True) as checkpointer:
@@ -175,7 +182,7 @@ def digests(workdir: Path) -> dict[str, str]:
 
 
 def describe(workdir: Path) -> str:
-    """What a killed run left."""
+    """What a killed run left, in words."""
     checkpoints = list((workdir / 'checkpoints').glob('0*'))
     unfinished = sum('tmp' in path.name for path in checkpoints)
     lines = workdir / 'metrics.jsonl'
@@ -183,41 +190,43 @@ def describe(workdir: Path) -> str:
     return f'{epochs} epochs, {len(checkpoints) - unfinished} checkpoints, {unfinished} unfinished'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--trials', type=int, default=25)
-    parser.add_argument('--out', type=Path, default=Path('runs/kill_test'), help='emptied first')
-    parser.add_argument('--seed', type=int, default=0, help='of the instants')
-    options = parser.parse_args(argv)
-    options.out = options.out.resolve()
-    if options.trials < 1:
-        parser.error('--trials must be at least 1')
-    shutil.rmtree(options.out, ignore_errors=True)
-    options.out.mkdir(parents=True)
-    rng, cache = random.Random(options.seed), options.out / 'cache'
+def kill_once(phase: str, workdir: Path, cache: Path, rng: random.Random) -> Kill:
+    """Starts a run in a new workdir and kills it at a random moment of a phase."""
+    while True:
+        shutil.rmtree(workdir, ignore_errors=True)
+        kill = draw(phase, rng)
+        process = launch(command(workdir, cache), kill)
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            return kill
+        # The run ended before its moment came. This is no trial, so another moment is drawn.
 
-    finish(options.out / 'uninterrupted', cache)
-    expected = digests(options.out / 'uninterrupted')
-    table = Table('trial', 'killed in', 'instant', 'left behind', *expected)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser('experiments.robustness.kill_test', __doc__)
+    parser.add_argument('--trials', type=whole_number(), default=25)
+    parser.add_path('--out', default='runs/kill_test', help='folder for the runs; one of an earlier test is emptied')
+    parser.add_argument('--seed', type=int, default=0, help='decides the moments')
+    options = parser.parse_args(argv)
+    out = empty_folder(options.out, '--out')
+    rng, cache = random.Random(options.seed), out / 'cache'
+
+    finish(out / 'uninterrupted', cache)
+    expected = digests(out / 'uninterrupted')
+    table = Table('trial', 'killed in', 'moment', 'left behind', *expected)
     equal = 0
     for trial in range(options.trials):
         phase = list(PHASES)[trial % len(PHASES)]
-        workdir = options.out / f'trial_{trial + 1:02d}'
-        while True:  # a run that ends before its instant comes is none
-            shutil.rmtree(workdir, ignore_errors=True)
-            kill = draw(phase, rng)
-            process = launch(command(workdir, cache), kill)
-            process.communicate()
-            if process.returncode == -signal.SIGKILL:
-                break
+        workdir = out / f'trial_{trial + 1:02d}'
+        kill = kill_once(phase, workdir, cache, rng)
         left = describe(workdir)
         finish(workdir, cache)
         found = digests(workdir)
         same = {name: 'same' if found[name] == expected[name] else 'DIFFERENT' for name in expected}
         equal += found == expected
-        instant = f'{phase} {kill.count} + {1000 * kill.delay:.0f} ms'
-        table.add_row(str(trial + 1), phase, instant, left, *same.values())
-        print(f'trial {trial + 1}: {instant}; {left}; {"same" if found == expected else "DIFFERENT"}', flush=True)
+        moment = f'{phase} {kill.count} + {1000 * kill.delay:.0f} ms'
+        table.add_row(str(trial + 1), phase, moment, left, *same.values())
+        print(f'trial {trial + 1}: {moment}; {left}; {"same" if found == expected else "DIFFERENT"}', flush=True)
     Console(width=140).print(table)
     print(f'{equal} of {options.trials} killed runs ended exactly as the uninterrupted one: {expected}')
     return 0 if equal == options.trials else 1

@@ -1,0 +1,57 @@
+"""How strongly does one central feature depend on each pixel?
+
+The influence of a pixel is the absolute gradient of the central unit of the last feature map (summed over channels)
+with respect to it, summed over colours and averaged over images (Luo et al., Understanding the Effective Receptive
+Field, 2016).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from experiments.plots import plt
+
+LAST_BLOCK = 'stage4_block2'  # of the residual networks; its output is the last feature map
+BATCH_SIZE = 20
+
+
+def receptive_field(model: nn.Module, variables, images: np.ndarray) -> np.ndarray:
+    """The influence [h, w] of every pixel of images [n, h, w, c], scaled so that it sums to 1."""
+
+    def central_feature(images):
+        is_last = lambda module, _: module.name == LAST_BLOCK
+        _, kept = model.apply(variables, images, train=False, capture_intermediates=is_last, mutable='intermediates')
+        features = kept['intermediates'][LAST_BLOCK]['__call__'][0]
+        # In evaluation, images do not affect each other. So the gradient of the sum holds the gradients of all images.
+        return features[:, features.shape[1] // 2, features.shape[2] // 2].sum()
+
+    gradient = jax.jit(jax.grad(central_feature))
+    field = np.zeros(images.shape[1:3])
+    for start in range(0, len(images), BATCH_SIZE):
+        field += np.abs(np.asarray(gradient(images[start : start + BATCH_SIZE]))).sum((0, 3))
+    return field / max(field.sum(), np.finfo(float).tiny)
+
+
+def describe(field: np.ndarray) -> dict[str, int]:
+    """Number of pixels with any influence, and the smallest number of pixels that have 95% of it."""
+    shares = np.sort(field.ravel())[::-1]
+    return {'pixels': int((field > 0).sum()), 'pixels_95': int(np.searchsorted(np.cumsum(shares), 0.95) + 1)}
+
+
+def plot_of(fields: dict[str, np.ndarray], title: str) -> plt.Figure:
+    """One panel per network."""
+    columns = min(3, len(fields))
+    rows = -(-len(fields) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(3 * columns, 3.2 * rows + 0.4), layout='constrained', squeeze=False
+    )
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes, (name, field) in zip(panels.flat, fields.items(), strict=False):
+        numbers = describe(field)
+        axes.imshow(np.sqrt(field), cmap='magma', vmin=0)  # the root makes weak influence visible
+        axes.set_title(f'{name}\n{numbers["pixels"]} pixels, 95% in {numbers["pixels_95"]}', fontsize='small')
+    figure.suptitle(title)
+    return figure
