@@ -13,20 +13,10 @@ import pnn_jax
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ('README.md', *(str(page.relative_to(ROOT)) for page in sorted((ROOT / 'docs').glob('*.md'))))
 # What training needs and a layer does not.
-TRAINING = [
-    'absl',
-    'ml_collections',
-    'orbax',
-    'rich',
-    'PIL',
-    'sklearn',
-    'matplotlib',
-    'tensorboardX',
-    'tensorflow_datasets',
-    'array_record',
-    'torch',
-    'pandas',
-]
+TRAINING = (
+    *('absl', 'ml_collections', 'orbax', 'rich', 'PIL', 'sklearn', 'matplotlib', 'tensorboardX'),
+    *('tensorflow_datasets', 'array_record', 'torch', 'pandas'),
+)
 
 
 def programs(page: str) -> list[str]:
@@ -75,9 +65,8 @@ def test_the_program_needs_no_training_library():
 def test_what_needs_training_libraries_names_the_extra():
     done = run_without_training_libraries('import pnn_jax\npnn_jax.load_run')
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "ModuleNotFoundError: pnn_jax.load_run needs ml_collections, which training brings: pip install 'pnn-jax[train]'"
-    )
+    message = "pnn_jax.load_run needs ml_collections, which training brings: pip install 'pnn-jax[train]'"
+    assert done.stderr.splitlines()[-1] == f'ModuleNotFoundError: {message}'
 
 
 def test_importing_the_package_loads_no_library_of_training():
