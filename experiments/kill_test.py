@@ -4,7 +4,7 @@ python -m experiments.kill_test [--trials=25] [--out=runs/kill_test]
 
 Trains once without interruption. Each trial trains the same again in a fresh workdir, is killed by SIGKILL in one of
 five phases (start-up, steps, the writing of a checkpoint, evaluation, the recording of an epoch) at a random instant,
-and is started again until it is done. Everything that a run leaves is then compared bit by bit: parameters, statistics,
+and is resumed by the same command. Everything that a run leaves is then compared bit by bit: parameters, statistics,
 optimizer state, masks, outcomes and metrics.jsonl without its timings. Prints a table; exit code 1 if any differs.
 """
 
@@ -49,7 +49,13 @@ TIMINGS = ('images_per_second', 'seconds')
 
 
 class Phase(NamedTuple):
-    """A part of a run: the function (module, and name in it) that it begins with, its number, how long it lasts."""
+    """A part of a run.
+
+    Attributes:
+        function: 'module:name' of the function that it begins with; '' for the start of the process.
+        times: how often a run comes to it.
+        seconds: how long it lasts, about.
+    """
 
     function: str
     times: int
@@ -58,15 +64,15 @@ class Phase(NamedTuple):
 
 PHASES = {
     'start-up': Phase('', 1, 4.0),
-    'steps': Phase('pnn_jax.train:_train_epoch', 3, 0.5),
+    'steps': Phase('pnn_jax.data.feeds:DeviceFeed.batches', 3, 0.5),
     'checkpoint': Phase('pnn_jax.run.checkpoints:Checkpointer._write_step', 15, 0.05),
-    'evaluation': Phase('pnn_jax.train:Trainer.evaluate', 3, 0.1),
+    'evaluation': Phase('pnn_jax.trainer:Trainer.evaluate', 3, 0.1),
     'recording': Phase('pnn_jax.run.workdir:Workdir.append_epoch', 3, 0.005),
 }
 
 
 class Kill(NamedTuple):
-    """What signal to send when: `delay` seconds after the `count`-th begin of a phase."""
+    """The signal to send, and when: `delay` seconds after `phase` has begun for the `count`-th time."""
 
     phase: str
     count: int
@@ -78,19 +84,29 @@ def draw(phase: str, rng: random.Random) -> Kill:
     return Kill(phase, rng.randint(1, PHASES[phase].times), rng.uniform(0, PHASES[phase].seconds))
 
 
-def command(workdir: Path, cache: Path, changes: Mapping[str, Any] = CHANGES) -> list[str]:
+def command(workdir: Path, changes: Mapping[str, Any] = CHANGES) -> list[str]:
     """The arguments of `pnn_jax.main`."""
-    flags = [f'--config.{name}={value}' for name, value in changes.items()]
-    return [f'--config={CONFIG}', *flags, f'--workdir={workdir}', f'--compilation_cache={cache}']
+    return [
+        f'--config={CONFIG}',
+        *(f'--config.{name}={value}' for name, value in changes.items()),
+        f'--workdir={workdir}',
+    ]
 
 
-def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Popen:
-    """Starts `python -m pnn_jax.main`; with `kill`, it gets that signal unless it ends first."""
+def launch(arguments: Sequence[str], cache: Path, kill: Kill | None = None) -> subprocess.Popen:
+    """Starts `python -m pnn_jax.main`.
+
+    Args:
+        arguments: of the command line.
+        cache: folder of compiled programs that all runs share.
+        kill: the signal that the process sends itself, unless it ends first.
+    """
     start = ['-m', 'pnn_jax.main']
     if kill is not None:
         start = ['-c', 'from experiments.kill_test import run_to_be_killed as run; run()', *map(str, kill)]
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
+        'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
@@ -105,21 +121,25 @@ def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Pop
 
 
 def run_to_be_killed() -> None:
-    """In the process to be killed: `python -m pnn_jax.main` with a signal that its own thread sends."""
+    """In the process to be killed: `python -m pnn_jax.main` that sends itself a signal."""
     phase, count, delay, number = sys.argv[1:5]
-    kill = Kill(phase, int(count), float(delay), int(number))
     sys.argv = ['pnn_jax/main.py', *sys.argv[5:]]
+
+    from pnn_jax import main, runtime
+
+    os.environ.setdefault('XLA_FLAGS', runtime.CPU_XLA_FLAGS)  # as main does before it imports jax
+    arm(Kill(phase, int(count), float(delay), int(number)))
+    app.run(main.main, flags_parser=main.parse)
+
+
+def arm(kill: Kill) -> None:
+    """Makes this process send itself the signal of `kill`, from a thread of its own."""
     begins = threading.Semaphore(0)
     threading.Thread(target=_send, args=(kill, begins), daemon=True).start()
-    if not PHASES[phase].function:
+    if PHASES[kill.phase].function:
+        _announce(PHASES[kill.phase].function, begins)
+    else:
         begins.release()
-
-    from pnn_jax import main
-
-    os.environ.setdefault('XLA_FLAGS', main.CPU_XLA_FLAGS)  # as main does before it imports jax
-    if PHASES[phase].function:
-        _announce(PHASES[phase].function, begins)
-    app.run(main.main, flags_parser=main.parse)
 
 
 def _send(kill: Kill, begins: threading.Semaphore) -> None:
@@ -145,8 +165,8 @@ def _announce(function: str, begins: threading.Semaphore) -> None:
 
 
 def finish(workdir: Path, cache: Path) -> str:
-    """Starts the run again until it is done; returns what it printed."""
-    process = launch(command(workdir, cache))
+    """Runs the command to its end, whatever is in the workdir already; returns what it printed."""
+    process = launch(command(workdir), cache)
     output, _ = process.communicate()
     if process.returncode != 0:
         raise RunError(f'the run in {workdir} ended with exit code {process.returncode}: {output[-2000:]}')
@@ -203,10 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for trial in range(options.trials):
         phase = list(PHASES)[trial % len(PHASES)]
         workdir = options.out / f'trial_{trial + 1:02d}'
-        while True:  # a run that ends before its instant comes is none
+        while True:  # a run that ends before its signal is sent does not count as a trial
             shutil.rmtree(workdir, ignore_errors=True)
             kill = draw(phase, rng)
-            process = launch(command(workdir, cache), kill)
+            process = launch(command(workdir), cache, kill)
             process.communicate()
             if process.returncode == -signal.SIGKILL:
                 break

@@ -41,8 +41,9 @@ def _owns_process(module: str) -> bool:
     """Whether this process was started as `python -m module` and runs nothing else."""
     spec = getattr(sys.modules['__main__'], '__spec__', None)
     names = {f'{module}.__main__', module}
+    _, _, program = ' '.join(sys.orig_argv).partition(' -m ')  # of several -m, the first is the interpreter's own
     return (
-        ('-m', module) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+        program.split(' ')[0] == module
         and spec is not None
         and spec.name in names
         and not sys.flags.interactive

@@ -35,7 +35,11 @@ def server() -> subprocess.Popen:
 
 
 def start(
-    *arguments: str, stdout: str | os.PathLike, stderr: str | os.PathLike, cwd: str | os.PathLike = ROOT, setup: str = ''
+    *arguments: str,
+    stdout: str | os.PathLike,
+    stderr: str | os.PathLike,
+    cwd: str | os.PathLike = ROOT,
+    setup: str = '',
 ) -> int:
     """Starts a run and returns the id of its process; `wait` must follow. Arguments as `run`."""
     request = {

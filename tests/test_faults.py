@@ -167,7 +167,9 @@ fcntl.flock = flock
 def test_path_with_tilde_and_no_home_directory_is_one_line(tmp_path, data):
     for flag in ('workdir', 'compilation_cache', 'config.data.path'):
         done = run(*TINY, f'--config.data.path={data}', f'--workdir={tmp_path}/run', f'--{flag}=~/x', setup=NO_HOME)
-        assert_refused(done, f'--{flag}=~/x' if flag != 'config.data.path' else 'config.data.path=~/x', 'home directory')
+        assert_refused(
+            done, f'--{flag}=~/x' if flag != 'config.data.path' else 'config.data.path=~/x', 'home directory'
+        )
     assert not (tmp_path / 'run').exists()
 
 
@@ -213,7 +215,8 @@ def test_config_finds_its_own_neighbours(finished, data, result_line, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'how', ['runpy.run_path("pnn_jax/main.py", run_name="__main__")', 'runpy.run_module("pnn_jax.main", None, "__main__")']
+    'how',
+    ['runpy.run_path("pnn_jax/main.py", run_name="__main__")', 'runpy.run_module("pnn_jax.main", None, "__main__")'],
 )
 def test_process_of_somebody_else_is_never_replaced(how):
     """As %run in a notebook does it, and the debuggers."""
@@ -229,7 +232,13 @@ sys.argv = ['pnn_jax/main.py', '--config=nothing']
 """
     environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
     done = subprocess.run(
-        [sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == 'error: --config=nothing: there is no such file\n'
@@ -331,4 +340,6 @@ def test_evaluation_on_images_of_another_size_names_both(finished, data, tmp_pat
     for split in ('train', 'test'):
         arrays[f'{split}_images'] = np.repeat(np.repeat(arrays[f'{split}_images'], 2, axis=1), 2, axis=2)
     np.savez(tmp_path / 'large.npz', **arrays)
-    assert_refused(train(finished, tmp_path / 'large.npz', '--mode=eval'), 'images of 8x8', '16x16')
+    assert_refused(
+        train(finished, tmp_path / 'large.npz', '--mode=eval'), 'trained on images of another size', 'which are 16x16'
+    )
