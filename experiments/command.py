@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +21,7 @@ from pathlib import Path
 
 from pnn_jax.errors import InputError, RunError, StoppedEarly, os_reason
 from pnn_jax.paths import local_path, replace_file
-
-STOPPED_EARLY = 75  # EX_TEMPFAIL: run the same command again to resume
+from pnn_jax.runtime import STOPPED_EARLY, SafeStream
 
 # Written into folders that a command empties before it starts, so that it never empties anything else.
 OWNED = '.emptied_by_experiments'
@@ -35,7 +33,10 @@ def exit_code(main: Callable[[Sequence[str] | None], int | None], argv: Sequence
     Returns:
         What main returns (None: 0); 2 after an InputError, 1 after a RunError, 75 after StoppedEarly.
     """
-    with contextlib.redirect_stdout(Output(sys.stdout)), contextlib.redirect_stderr(Output(sys.stderr)):
+    with (
+        contextlib.redirect_stdout(SafeStream(sys.stdout, owned=True)),
+        contextlib.redirect_stderr(SafeStream(sys.stderr, owned=True)),
+    ):
         try:
             code = main(argv) or 0
         except InputError as error:
@@ -50,40 +51,6 @@ def exit_code(main: Callable[[Sequence[str] | None], int | None], argv: Sequence
         sys.stdout.flush()
         sys.stderr.flush()
     return code
-
-
-class Output:
-    """A stream for standard output or error that never raises.
-
-    What is printed must not decide the outcome of a command. A character that the terminal cannot show is written as
-    its escape. After the first failure (closed pipe, full disk) the rest of the output is dropped.
-    """
-
-    def __init__(self, stream):
-        self._stream = stream
-        self._failed = False
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        encoding = getattr(self._stream, 'encoding', None) or 'utf-8'
-        self._attempt(self._stream.write, text.encode(encoding, 'backslashreplace').decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        self._attempt(self._stream.flush)
-
-    def _attempt(self, function: Callable, *arguments) -> None:
-        if self._failed:
-            return
-        try:
-            function(*arguments)
-        except (OSError, ValueError):  # ValueError: the stream was closed
-            self._failed = True
-            # Python flushes standard output once more when it exits, and a failure there would change the exit code.
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, 'w') as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 class Parser(argparse.ArgumentParser):

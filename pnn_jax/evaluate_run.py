@@ -2,12 +2,15 @@
 
 import os
 
+import jax
+
 from pnn_jax.data import Dataset, load_data
 from pnn_jax.data.streams import Stream
 from pnn_jax.errors import InputError
-from pnn_jax.run.load import load_run
+from pnn_jax.run.load import Run, load_run
 from pnn_jax.run.result import evaluation_result
 from pnn_jax.run.workdir import check_same_network
+from pnn_jax.train_step import all_variables
 from pnn_jax.trainer import Trainer
 from pnn_jax.validate import check_platform, validate_config
 
@@ -27,7 +30,8 @@ def evaluate_checkpoint(
         As `evaluation_result`, with the checkpoint's step.
 
     Raises:
-        InputError: there is no checkpoint, it is of another network, or of another number of classes than the data.
+        InputError: there is no checkpoint, it is of another network, or the data have another number of classes or
+            images of another size.
         RunError: the checkpoint is damaged.
     """
     validate_config(config)
@@ -42,5 +46,18 @@ def evaluate_checkpoint(
             f'({", ".join(dataset.class_names[:5])}{", ..." if len(dataset.class_names) > 5 else ""})'
         )
     trainer = Trainer.create(config, dataset)
+    check_same_shapes(run, trainer)
     evaluation = trainer.evaluate(run.variables)
     return evaluation_result(evaluation, trainer.data.class_names) | {'step': run.step}
+
+
+def check_same_shapes(run: Run, trainer: Trainer) -> None:
+    """Raises InputError where a run's network does not take the trainer's images: masks and classifiers have a size."""
+    expected = all_variables(*trainer.shapes)
+    shape_of = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+    if shape_of(run.variables) != shape_of(expected):
+        height, width, channels = trainer.feed.image_shape
+        raise InputError(
+            f'--workdir={run.path}: its network was trained on images of another size than those of config.data, '
+            f'which are {height}x{width} with {channels} channel(s); config.data.image_size resizes them'
+        )

@@ -41,8 +41,9 @@ def _owns_process(module: str) -> bool:
     """Whether this process was started as `python -m module` and runs nothing else."""
     spec = getattr(sys.modules['__main__'], '__spec__', None)
     names = {f'{module}.__main__', module}
+    _, _, program = ' '.join(sys.orig_argv).partition(' -m ')  # of several -m, the first is the interpreter's own
     return (
-        ('-m', module) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+        program.split(' ')[0] == module
         and spec is not None
         and spec.name in names
         and not sys.flags.interactive
@@ -113,9 +114,8 @@ class SafeStream:
     def _fail(self) -> None:
         self._failed = True
         if self._owned:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, 'w') as null:
+                os.dup2(null.fileno(), self._stream.fileno())
 
 
 def protect_standard_streams() -> None:

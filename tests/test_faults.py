@@ -340,4 +340,6 @@ def test_evaluation_on_images_of_another_size_names_both(finished, data, tmp_pat
     for split in ('train', 'test'):
         arrays[f'{split}_images'] = np.repeat(np.repeat(arrays[f'{split}_images'], 2, axis=1), 2, axis=2)
     np.savez(tmp_path / 'large.npz', **arrays)
-    assert_refused(train(finished, tmp_path / 'large.npz', '--mode=eval'), 'images of 8x8', '16x16')
+    assert_refused(
+        train(finished, tmp_path / 'large.npz', '--mode=eval'), 'trained on images of another size', 'which are 16x16'
+    )

@@ -1,56 +1,51 @@
-"""A real run, interrupted in every way that there is, ends bit for bit as an uninterrupted one."""
+"""A real run, interrupted in every way that there is, ends bit for bit as one that was not."""
 
-import json
 import signal
 
-import ml_collections
 import pytest
+from command_line import Done, run
+from tiny_runs import tree_of
 
-from experiments.robustness.kill_test import Kill, command, digests, finish, launch
-from pnn_jax.run.workdir import Workdir
+from experiments.robustness.kill_test import Kill, command, digests
+from pnn_jax.run.workdir import Workdir, read_config
+
+
+def start(workdir, kill: Kill | None = None, *flags: str) -> Done:
+    """Runs the command until it ends, or until it sends itself the signal of `kill`."""
+    setup = f'from experiments.robustness.kill_test import Kill, arm; arm(Kill(*{tuple(kill)}))' if kill else ''
+    done = run(*command(workdir), *flags, setup=setup)
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp('compiled')
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory, cache):
+def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('uninterrupted')
-    finish(workdir, cache)
+    assert start(workdir).returncode == 0
     return workdir
 
 
-def interrupt(workdir, cache, kill=None, *flags):
-    process = launch([*command(workdir, cache), *flags], kill)
-    output, _ = process.communicate(timeout=120)
-    assert 'Traceback' not in output, output
-    return process.returncode, output
-
-
-def test_signals_time_budget_and_kills_change_nothing(uninterrupted, tmp_path, cache):
-    code, output = interrupt(tmp_path, cache, Kill('steps', 1, 0.01, int(signal.SIGTERM)))
-    assert code == 75 and 'SIGTERM' in output
-    code, output = interrupt(tmp_path, cache, Kill('checkpoint', 3, 0.01))
-    assert code == -signal.SIGKILL
-    code, output = interrupt(tmp_path, cache, Kill('steps', 1, 0.0, int(signal.SIGINT)))
-    assert code == 75 and 'SIGINT' in output
-    code, output = interrupt(tmp_path, cache, Kill('evaluation', 1, 0.0))
-    assert code == -signal.SIGKILL
-    code, output = interrupt(tmp_path, cache, Kill('evaluation', 1, 0.0, int(signal.SIGTERM)))
-    assert code == 75 and 'SIGTERM' in output
-    code, output = interrupt(tmp_path, cache, None, '--time_budget=0')
-    assert code == 75 and 'time budget' in output
+def test_signals_time_budget_and_kills_change_nothing(uninterrupted, tmp_path):
+    done = start(tmp_path, Kill('steps', 1, 0.01, int(signal.SIGTERM)))
+    assert done.returncode == 75 and 'SIGTERM' in done.stderr
+    done = start(tmp_path, Kill('checkpoint', 3, 0.01))
+    assert done.returncode == -signal.SIGKILL
+    done = start(tmp_path, Kill('steps', 1, 0.0, int(signal.SIGINT)))
+    assert done.returncode == 75 and 'SIGINT' in done.stderr
+    done = start(tmp_path, Kill('evaluation', 1, 0.0))
+    assert done.returncode == -signal.SIGKILL
+    done = start(tmp_path, Kill('evaluation', 1, 0.0, int(signal.SIGTERM)))
+    assert done.returncode == 75 and 'SIGTERM' in done.stderr
+    done = start(tmp_path, None, '--time_budget=0')
+    assert done.returncode == 75 and 'time budget' in done.stderr
     assert not (tmp_path / 'result.json').exists()
-    finish(tmp_path, cache)
+    assert start(tmp_path).returncode == 0
     assert digests(tmp_path) == digests(uninterrupted)
 
 
-def test_a_second_process_in_the_workdir_is_refused(uninterrupted, cache):
-    config = ml_collections.ConfigDict(json.loads((uninterrupted / 'config.json').read_text()))
-    before = digests(uninterrupted)
-    with Workdir.open(uninterrupted, config):
-        code, output = interrupt(uninterrupted, cache)
-    assert code == 2 and 'in use by another process' in output
-    assert digests(uninterrupted) == before
+def test_a_second_process_in_the_workdir_is_refused(uninterrupted):
+    before = tree_of(uninterrupted)
+    with Workdir.open(uninterrupted, read_config(uninterrupted)):
+        done = start(uninterrupted)
+    assert done.returncode == 2 and 'in use by another process' in done.stderr
+    assert tree_of(uninterrupted) == before

@@ -85,19 +85,29 @@ def draw(phase: str, rng: random.Random) -> Kill:
     return Kill(phase, rng.randint(1, PHASES[phase].times), rng.uniform(0, PHASES[phase].seconds))
 
 
-def command(workdir: Path, cache: Path, changes: Mapping[str, Any] = CHANGES) -> list[str]:
-    """The arguments of `python -m pnn_jax.main` for a run in `workdir`."""
-    flags = [f'--config.{name}={value}' for name, value in changes.items()]
-    return [f'--config={CONFIG}', *flags, f'--workdir={workdir}', f'--compilation_cache={cache}']
+def command(workdir: Path, changes: Mapping[str, Any] = CHANGES) -> list[str]:
+    """The arguments of `pnn_jax.main`."""
+    return [
+        f'--config={CONFIG}',
+        *(f'--config.{name}={value}' for name, value in changes.items()),
+        f'--workdir={workdir}',
+    ]
 
 
-def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Popen:
-    """Starts `python -m pnn_jax.main`. With `kill`, it gets that signal, unless it ends first."""
+def launch(arguments: Sequence[str], cache: Path, kill: Kill | None = None) -> subprocess.Popen:
+    """Starts `python -m pnn_jax.main`.
+
+    Args:
+        arguments: of the command line.
+        cache: folder of compiled programs that all runs share.
+        kill: the signal that the process sends itself, unless it ends first.
+    """
     start = ['-m', 'pnn_jax.main']
     if kill is not None:
         start = ['-c', 'from experiments.robustness.kill_test import run_to_be_killed as run; run()', *map(str, kill)]
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
+        'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
@@ -112,21 +122,25 @@ def launch(arguments: Sequence[str], kill: Kill | None = None) -> subprocess.Pop
 
 
 def run_to_be_killed() -> None:
-    """Runs in the process that will be killed: `python -m pnn_jax.main`, and a thread that sends the signal."""
+    """In the process to be killed: `python -m pnn_jax.main` that sends itself a signal."""
     phase, count, delay, number = sys.argv[1:5]
-    kill = Kill(phase, int(count), float(delay), int(number))
     sys.argv = ['pnn_jax/main.py', *sys.argv[5:]]
+
+    from pnn_jax import main, runtime
+
+    os.environ.setdefault('XLA_FLAGS', runtime.CPU_XLA_FLAGS)  # as main does before it imports jax
+    arm(Kill(phase, int(count), float(delay), int(number)))
+    app.run(main.main, flags_parser=main.parse)
+
+
+def arm(kill: Kill) -> None:
+    """Makes this process send itself the signal of `kill`, from a thread of its own."""
     begins = threading.Semaphore(0)
     threading.Thread(target=_send, args=(kill, begins), daemon=True).start()
-    if not PHASES[phase].function:
+    if PHASES[kill.phase].function:
+        _announce(PHASES[kill.phase].function, begins)
+    else:
         begins.release()
-
-    from pnn_jax import main
-
-    os.environ.setdefault('XLA_FLAGS', main.CPU_XLA_FLAGS)  # as main does before it imports jax
-    if PHASES[phase].function:
-        _announce(PHASES[phase].function, begins)
-    app.run(main.main, flags_parser=main.parse)
 
 
 def _send(kill: Kill, begins: threading.Semaphore) -> None:
@@ -152,8 +166,8 @@ def _announce(function: str, begins: threading.Semaphore) -> None:
 
 
 def finish(workdir: Path, cache: Path) -> str:
-    """Trains a run to its end, or resumes it; returns what it printed."""
-    process = launch(command(workdir, cache))
+    """Runs the command to its end, whatever is in the workdir already; returns what it printed."""
+    process = launch(command(workdir), cache)
     output, _ = process.communicate()
     if process.returncode != 0:
         raise RunError(f'the run in {workdir} ended with exit code {process.returncode}: {output[-2000:]}')
@@ -195,7 +209,7 @@ def kill_once(phase: str, workdir: Path, cache: Path, rng: random.Random) -> Kil
     while True:
         shutil.rmtree(workdir, ignore_errors=True)
         kill = draw(phase, rng)
-        process = launch(command(workdir, cache), kill)
+        process = launch(command(workdir), cache, kill)
         process.communicate()
         if process.returncode == -signal.SIGKILL:
             return kill

@@ -166,7 +166,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         (size,) = struct.unpack('<Q', self.read(8))
         self.stack.append(self.read(size))
 
-    dispatch = {
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {  # type: ignore[assignment]
         **pickle._Unpickler.dispatch,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_reduce,
