@@ -50,7 +50,7 @@ def cached(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         logging.warning('config.data.cache_dir: decoded images are not kept in %s (%s)', path.parent, os_reason(error))
     return arrays

@@ -121,7 +121,9 @@ def _in_archive(path: Path, layout: _Layout) -> dict[str, tuple[str, bytes]]:
                     continue
                 if not member.isreg() or name.name in files:
                     raise InputError(f'{path}: its member {member.name!r} is not a single plain file')
-                files[name.name] = (f'{path}:{member.name}', archive.extractfile(member).read())
+                content_of = archive.extractfile(member)
+                assert content_of is not None  # a plain file has content
+                files[name.name] = (f'{path}:{member.name}', content_of.read())
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise

@@ -89,8 +89,8 @@ def _resized(image: Image.Image, mode: str, image_size: int, box: Box) -> Image.
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size where that still leaves image_size pixels across the box.
     drafted = image.draft(None, (math.ceil(width * needed), math.ceil(height * needed)))
     scale = drafted[1][2] / width if drafted else 1
-    box = (scale * left, scale * top, scale * right, scale * bottom)
-    return _converted(image, mode).resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    scaled = (scale * left, scale * top, scale * right, scale * bottom)
+    return _converted(image, mode).resize((image_size, image_size), Image.Resampling.BILINEAR, box=scaled)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

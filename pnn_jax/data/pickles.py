@@ -21,7 +21,7 @@ import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -210,7 +210,7 @@ def _check_instructions(file: BinaryIO) -> None:
             raise UnsafePickleError(f'a pickle that holds more than plain data (instruction {instruction.name})')
 
 
-def _expect(kind: type, value: Any) -> Any:
+def _expect(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise PickleError(
             f'damaged pickle, or one that holds more than plain data (a {type(value).__name__} misplaced)'
@@ -243,10 +243,10 @@ class Dtype(Stateful):
         self.code = code.decode() if isinstance(code, bytes) else _expect(str, code)
         if not re.fullmatch('b1|[iu][1248]|f[248]', self.code):
             raise UnsafePickleError(f'a pickle with an array of type {self.code!r:.40}; only numbers are read')
-        self.order = '='
+        self.order: Any = '='
 
     def set_state(self, state: Any) -> None:
-        order = state[1].decode() if isinstance(state[1], bytes) else _expect(str, state[1])
+        order: Any = state[1].decode() if isinstance(state[1], bytes) else _expect(str, state[1])
         self.dtype.newbyteorder(order)  # raises for what is no byte order
         self.order = order
 
@@ -265,7 +265,7 @@ class Array(np.ndarray, Stateful):
         dtype = _expect(Dtype, dtype).dtype
         _check_shape(shape, dtype, _expect(bytes, values))
         self.reserve(len(values))
-        self.__setstate__((1, shape, dtype, bool(fortran_order), values))
+        self.__setstate__((1, shape, dtype, bool(fortran_order), values))  # type: ignore[arg-type]
 
 
 def _check_shape(shape: Any, dtype: np.dtype, values: bytes) -> None:
@@ -274,7 +274,7 @@ def _check_shape(shape: Any, dtype: np.dtype, values: bytes) -> None:
         raise PickleError(f'damaged pickle (an array of shape {shape!r:.60} in {len(values)} bytes)')
 
 
-def _array_of_buffer(values: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _array_of_buffer(values: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     dtype = _expect(Dtype, dtype).dtype
     _check_shape(shape, dtype, _expect(bytes, values))
     return np.frombuffer(values, dtype).reshape(shape, order=order)

@@ -103,7 +103,9 @@ def stream_eval_batches(
     Yields:
         image uint8 [b, h, w, c], label int32 [b], index int32 [b] (position in the split), batch_mask bool [b].
     """
-    examples = {'test': stream.test, 'validation': stream.validation}[split]
+    examples = stream.test if split == 'test' else stream.validation
+    if examples is None:
+        raise ValueError('the stream has no validation examples: config.data.validation_examples is 0')
     count = len(examples)
     share = steps_per_epoch(batch_size, process_count)
     starts = range(process_index * share, count + process_index * share, share * process_count)
@@ -160,21 +162,21 @@ def _filled(
     def fill(images: np.ndarray, labels: np.ndarray, position: int, i: int) -> None:
         images[position], labels[position] = load(i)
 
-    waiting: deque[tuple[np.ndarray, np.ndarray, np.ndarray, list[Future]]] = deque()
+    waiting: deque[tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[Future]]] = deque()
 
     def finished() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        *batch, tasks = waiting[0]
+        batch, tasks = waiting[0]
         for task in tasks:
             task.result()
         waiting.popleft()
-        return tuple(batch)
+        return batch
 
     try:
         for index in indices:
             images = np.zeros((size or len(index), *stream.image_shape), np.uint8)
             labels = np.zeros(len(images), np.int32)
             tasks = [_THREADS.submit(fill, images, labels, position, int(i)) for position, i in enumerate(index)]
-            waiting.append((index, images, labels, tasks))
+            waiting.append(((index, images, labels), tasks))
             if len(waiting) > BATCHES_AHEAD:
                 yield finished()
         while waiting:

@@ -38,7 +38,8 @@ def load_tfds(data_config) -> Dataset:
         arrays = cached(data_config.cache_dir, f'tfds-{name}-{split}', files, (), decode)
         num_classes = features['label'].num_classes
         splits.append(make_split(arrays['images'], arrays['labels'], num_classes, f'{folder}: {split}'))
-    return Dataset(name, *splits, class_names=tuple(features['label'].names))
+    train, test = splits
+    return Dataset(name, train, test, tuple(features['label'].names))
 
 
 def _decode(records: 'Records', channels: int) -> Arrays:

@@ -95,6 +95,7 @@ def _perturb_resnet18(config, num_classes: int) -> nn.Module:
 def _answer_resnet18(config, num_classes: int) -> nn.Module:
     """The first layer has three times the filters, five times as many masks and 20 times the level (jfu models.py)."""
     width = 3 * config.num_filters
+    first: ModuleDef
     if config.stem_layer == 'conv':
         first = partial(ConvLayer, features=width, kernel_size=config.stem_kernel_size, activation='sigmoid')
     else:
@@ -181,12 +182,9 @@ MODELS: Mapping[str, ModelEntry] = {
 
 
 def _all_options() -> dict[str, dataclasses.Field]:
-    parts = (part for entry in MODELS.values() for part in entry.parts)
-    return {
-        name: field
-        for cls in (NetworkOptions, *LAYERS.values(), PerturbationUnit, *parts)
-        for name, field in options_of(cls).items()
-    }
+    parts = [part for entry in MODELS.values() for part in entry.parts]
+    classes: list[type] = [NetworkOptions, *LAYERS.values(), PerturbationUnit, *parts]
+    return {name: field for cls in classes for name, field in options_of(cls).items()}
 
 
 # Every field of `config.model` but `name` and `dtype`, as a dataclass field with its default and, in its metadata, its

@@ -74,7 +74,7 @@ class Activation(nn.Module):
             return self.kind(x)
         if self.kind == 'rrelu' and train:
             low, high = RRELU_BOUNDS
-            slope = jax.random.uniform(self.make_rng('activation'), x.shape, x.dtype, low, high)
-        else:
-            slope = self.slope()
+            slopes = jax.random.uniform(self.make_rng('activation'), x.shape, x.dtype, low, high)
+            return ACTIVATIONS[self.kind](x, slopes)
+        slope = self.slope()
         return ACTIVATIONS[self.kind](x, slope if slope is None else slope.astype(x.dtype))

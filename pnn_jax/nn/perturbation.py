@@ -88,6 +88,7 @@ class PerturbationLayer(nn.Module):
         check_options(self)
         self.check_input(x)
         channels = x.shape[-1]
+        shape: tuple[int, ...]
         if self.num_masks == 1:
             shape, fan_in = (channels, self.features), channels
         else:
@@ -136,7 +137,7 @@ class PerturbationLayer(nn.Module):
         activation = self.shared_activation()
         kind = None if activation is None else activation.kind
         slope = None if activation is None else activation.slope()
-        options = {
+        options: dict[str, Any] = {
             'noise_level': self.noise_level,
             'activation': kind,
             'slope': slope if slope is None else slope.astype(x.dtype),

@@ -1,6 +1,7 @@
 """A control experiment: fixed random 3x3 filters in the place of the noise masks."""
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Any
 
 import jax
@@ -35,11 +36,12 @@ class RandomFilterLayer(PerturbationLayer):
         filters = self.masks(self.mask_shape(x), train).astype(x.dtype) / 3
         height, width = x.shape[1:3]
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]
-        responses = sum(
+        shifted = [
             padded[:, i : i + height, j : j + width] * filters[None, None, None, i, j]
             for i in range(3)
             for j in range(3)
-        )
+        ]
+        responses = reduce(jnp.add, shifted)
         activation = self.shared_activation()
         if activation is not None:
             responses = activation(responses, train)

@@ -108,7 +108,7 @@ def _of_layers(name: str, state: Mapping[str, np.ndarray]) -> tuple[dict[str, An
     """
     first, later = LAYER_PREFIXES[name]
     width = len(state[f'{later}.layers.0.weight'])
-    fields = {'num_filters': width, 'mix_channels': any('.mix_layers.' in key for key in state)}
+    fields: dict[str, Any] = {'num_filters': width, 'mix_channels': any('.mix_layers.' in key for key in state)}
     if any(key.endswith('.act.weight') for key in state):
         fields['activation'] = 'prelu'
     image_size, channels = 32, None

@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if (noise_path := noise_file(path)).exists():
         noise = _arrays(_state_dict(read_file(noise_path), noise_path), noise_path)
     network = _network(read_file(path), path)
-    fields = {}
+    fields: dict[str, Any] = {}
     if isinstance(network, Module):
         network, held, fields = _taken_apart(network, path)
         noise = noise or _arrays(held, path)

@@ -55,7 +55,7 @@ def model_fields(network: str, arguments: Mapping[str, Any], *, authors_answer: 
     unknown = set(arguments) - set(ARGUMENTS) - set(DATA_ARGUMENTS)
     if unknown:
         raise InputError(f'constructor argument {min(unknown)!r} of {network} is unknown')
-    fields = {'freeze_stem': authors_answer}
+    fields: dict[str, Any] = {'freeze_stem': authors_answer}
     for argument, convert in ARGUMENTS.items():
         if argument in arguments:
             fields |= convert(arguments[argument])

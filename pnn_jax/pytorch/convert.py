@@ -136,8 +136,8 @@ def from_workdir(workdir: Path, target: Path, checkpoint: str = 'latest') -> lis
             raise InputError(f'{path} exists already; name another file')
     run = load_run(workdir, checkpoint)
     tensors = to_torch(run.variables, run.config.model, num_steps=run.step)
-    contents = {noise_file(target): tensors.noise_masks, target: tensors.state_dict}
-    contents = {path: _torch_bytes(arrays) for path, arrays in contents.items() if arrays}
+    tensors_of = {noise_file(target): tensors.noise_masks, target: tensors.state_dict}
+    contents = {path: _torch_bytes(arrays) for path, arrays in tensors_of.items() if arrays}
     try:
         for path, content in contents.items():
             replace_file(path, content)

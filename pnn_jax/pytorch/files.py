@@ -99,7 +99,7 @@ class Module(Stateful):
         Raises:
             ValueError: there are more than MAX_MODULES or deeper than MAX_DEPTH, as in a module that holds itself.
         """
-        pending = [((), self)]
+        pending: list[tuple[tuple[str, ...], Module]] = [((), self)]
         for _ in range(MAX_MODULES):
             if not pending:
                 return
