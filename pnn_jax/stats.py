@@ -149,20 +149,20 @@ def difference(
     Raises:
         InputError: an arm is empty, or the spread cannot be estimated from the values.
     """
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    if not first.size or not second.size:
-        raise InputError(f'arms of {first.size} and {second.size} values: each needs one')
-    estimate = float(first.mean() - second.mean())
+    one, other = np.asarray(first, float), np.asarray(second, float)
+    if not one.size or not other.size:
+        raise InputError(f'arms of {one.size} and {other.size} values: each needs one')
+    estimate = float(one.mean() - other.mean())
     if spread is None and not equal_variances:
-        if min(first.size, second.size) < 2:
-            raise InputError(f'arms of {first.size} and {second.size} values: unequal variances need two in each')
-        parts = np.array([first.var(ddof=1) / first.size, second.var(ddof=1) / second.size])
+        if min(one.size, other.size) < 2:
+            raise InputError(f'arms of {one.size} and {other.size} values: unequal variances need two in each')
+        parts = np.array([one.var(ddof=1) / one.size, other.var(ddof=1) / other.size])
         if not parts.any():
-            return Difference(estimate, 0.0, float(first.size + second.size - 2))
-        degrees = parts.sum() ** 2 / np.sum(parts**2 / np.array([first.size - 1, second.size - 1]))
+            return Difference(estimate, 0.0, float(one.size + other.size - 2))
+        degrees = parts.sum() ** 2 / np.sum(parts**2 / np.array([one.size - 1, other.size - 1]))
         return Difference(estimate, math.sqrt(parts.sum()), float(degrees))
-    spread = spread or pooled_spread([first, second])
-    return Difference(estimate, spread.deviation * math.sqrt(1 / first.size + 1 / second.size), spread.degrees)
+    spread = spread or pooled_spread([one, other])
+    return Difference(estimate, spread.deviation * math.sqrt(1 / one.size + 1 / other.size), spread.degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

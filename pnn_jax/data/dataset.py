@@ -109,7 +109,7 @@ def check_class_names(class_names: Sequence[str], what: str) -> None:
         class_names: of the set.
         what: names the set in errors.
     """
-    seen = {}
+    seen: dict[str, int] = {}
     for label, name in enumerate(class_names):
         other = seen.setdefault(normalized_name(name), label)
         if other != label:

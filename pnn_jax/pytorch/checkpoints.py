@@ -164,7 +164,8 @@ def _arrays(tensors: Mapping[str, Any], path: Path) -> Arrays:
 
 def _as_float32(arrays: Arrays, path: Path, notes: list[str]) -> Arrays:
     """Floating-point arrays as float32. A note says of which type they were and what rounding changed."""
-    result, converted = {}, {}
+    result: Arrays = {}
+    converted: dict[str, list] = {}
     for key, array in arrays.items():
         if not jnp.issubdtype(array.dtype, np.floating):
             result[key] = array
