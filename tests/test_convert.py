@@ -26,11 +26,11 @@ from pnn_jax import convert
 from pnn_jax.data import load_dataset
 from pnn_jax.data.pickles import PickleError, UnsafePickleError
 from pnn_jax.errors import InputError, RunError
+from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.pytorch.architecture import unseen
 from pnn_jax.pytorch.checkpoints import noise_file, read_checkpoint
 from pnn_jax.pytorch.files import Module, Storage, Tensor, TorchUnpickler
 from pnn_jax.run.checkpoints import Checkpointer
-from pnn_jax.train import evaluate_checkpoint
 
 torch.set_num_threads(1)
 DIGITS = ['--config=configs/quickstart.py', '--config.model.name=lenet', '--config.model.num_filters=4']
@@ -687,7 +687,7 @@ def test_saved_models_with_strange_attributes_are_one_line(tmp_path, capsys, mon
 
 
 def test_unknown_fields_and_arguments_are_refused(tmp_path):
-    with pytest.raises(InputError, match='--config'):
+    with pytest.raises(InputError, match="unknown config field: 'depth'"):
         convert.read_config(['--config.model.depth=3'])
     with pytest.raises(InputError, match='unexpected argument'):
         convert.read_config(['more.pth'])
