@@ -78,6 +78,12 @@ def test_collapsed_runs_are_named_and_have_no_interval(results):
     assert '1 of 2 collapsed: 50.00, 25.00' in cells_of(text, '`no_noise`')
 
 
+def test_a_difference_from_collapsed_runs_has_no_interval():
+    finding = finding_of([60, 61, 25], [50, 51, 52])
+    assert finding.interval_text == '1 of 6 runs collapsed'
+    assert finding_of([60, 61, 60], [50, 51, 52]).interval_text.startswith('+')
+
+
 def cells_of(text: str, first: str) -> list[str]:
     """The cells of the first line of a table that begins with the cell `first`."""
     lines = [

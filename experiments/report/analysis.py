@@ -50,6 +50,14 @@ class Finding(NamedTuple):
         return min(len(self.first), len(self.second))
 
     @property
+    def interval_text(self) -> str:
+        """The interval in words, or why none is shown: no t interval fits values of which some collapsed."""
+        runs = [*self.first, *self.second]
+        if count := sum(map(collapsed, runs)):
+            return f'{count} of {len(runs)} runs collapsed'
+        return f'{self.interval[0]:+.2f} to {self.interval[1]:+.2f}'
+
+    @property
     def verdict_text(self) -> str:
         """The verdict in words, with its margin, or why there is none."""
         if self.verdict is None:

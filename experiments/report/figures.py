@@ -43,13 +43,15 @@ def differences(findings: list[Finding]) -> plt.Figure:
         axes.barh(position, 2 * margin, left=-margin, height=0.9, color='tab:green', alpha=0.15)
         runs = np.array(accuracies(finding.first)) - np.mean(accuracies(finding.second))
         axes.plot(runs, [position] * len(runs), '|', color='black', alpha=0.5)
-        axes.errorbar(estimate, position, xerr=[[estimate - low], [high - estimate]], fmt='o', capsize=3)
+        no_interval = any(map(collapsed, finding.first + finding.second))
+        spread = None if no_interval else [[estimate - low], [high - estimate]]
+        axes.errorbar(estimate, position, xerr=spread, fmt='o', color='tab:blue', capsize=3)
     axes.axvline(0, color='black', linewidth=0.8)
     names = [f'{finding.comparison.first}\n- {finding.comparison.second}' for finding in reversed(findings)]
     axes.set_yticks(range(len(findings)), names, fontsize='x-small')
     axes.set(xlabel='difference in points, 95% CI; |: runs of the first row; green: too small to matter')
     estimates = [abs(finding.difference.estimate) for finding in findings]
-    limit = 1.5 * max(5.0, *estimates)  # an interval over two runs would flatten all others
+    limit = 1.5 * max(5.0, *estimates)  # the interval of very few runs would flatten all others
     axes.set_xlim(-limit, limit)
     axes.grid(axis='x', alpha=0.3)
     return figure

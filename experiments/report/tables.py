@@ -63,7 +63,7 @@ def comparisons_table(findings: list[Finding]) -> pd.DataFrame:
             'runs': f'{len(finding.first)} + {len(finding.second)}',
             'weights': f'{_weights_ratio(finding):+.0%}',
             'points': f'{finding.difference.estimate:+.2f}',
-            '95% CI': f'{finding.interval[0]:+.2f} to {finding.interval[1]:+.2f}',
+            '95% CI': finding.interval_text,
             'p (Holm)': _p_value(finding, finding.p_value),
             'p of a difference above the margin': _p_value(finding, finding.equivalence_p_value),
             'verdict': finding.verdict_text,

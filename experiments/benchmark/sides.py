@@ -1,0 +1,162 @@
+"""One step of this project, and one of the PyTorch twin, each ready to be measured.
+
+jax and torch are imported where they are needed, because importing them costs memory, and memory is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from experiments.benchmark.cases import IMAGE_SIZE, NUM_CLASSES, Case
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of the comparison, ready to be measured.
+
+    Attributes:
+        step: does one step and waits until it is finished.
+        images: images per step.
+        machine: what it runs on, in words.
+        accelerator_peak: gives the peak number of bytes on the accelerator; None on CPUs, where the memory of the
+            process is measured instead.
+    """
+
+    step: Callable[[], object]
+    images: int
+    machine: str
+    accelerator_peak: Callable[[], int | None] = lambda: None
+
+
+def our_side(case: Case) -> Side:
+    """The training step of this project, or its evaluation of one batch."""
+    if case.devices:
+        os.environ['JAX_NUM_CPU_DEVICES'] = str(case.devices)
+    import jax
+
+    from pnn_jax.train_step import all_variables
+
+    trainer = make_trainer(case)
+    runs = [trainer.init(seed, seed) for seed in range(case.seeds)]
+    images = case.batch_size * case.seeds
+    if case.mode == 'eval':
+        variables = all_variables(*runs[0])
+        step = lambda: trainer.evaluate(variables)
+    elif case.seed_style == 'loop':
+        step = train_one_after_another(trainer, runs)
+        images *= trainer.feed.steps_per_dispatch
+    else:
+        step = train_together(trainer, runs, case.seed_style)
+
+    def accelerator_peak() -> int | None:
+        stats = jax.local_devices()[0].memory_stats()
+        return stats['peak_bytes_in_use'] if stats else None
+
+    device = jax.local_devices()[0]
+    machine = f'{device.device_kind}, {os.cpu_count()} cores, jax {jax.__version__}'
+    return Side(step, images, machine, accelerator_peak)
+
+
+def make_trainer(case: Case):
+    """A trainer on random images, with its training step compiled where it is the one that is measured."""
+    from pnn_jax.data import Dataset, Split
+    from pnn_jax.trainer import Trainer
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (case.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, case.batch_size, np.int32)
+    if case.mode == 'train':  # enough images for all steps of one dispatch
+        images, labels = np.tile(images, (20, 1, 1, 1)), np.tile(labels, 20)
+    split = Split(images, labels)
+    trainer = Trainer.create(case.config(), Dataset('random', split, split, tuple(map(str, range(NUM_CLASSES))), ''))
+    if case.mode == 'train' and case.seed_style == 'loop':
+        trainer.compile()
+    return trainer
+
+
+def train_one_after_another(trainer, runs: list) -> Callable[[], object]:
+    """A step of every (state, fixed collections), each with the trainer's own program."""
+    import jax
+
+    batches = next(trainer.feed.batches(runs[0][0].key, epoch=0))
+
+    def train():
+        for i, (state, fixed) in enumerate(runs):
+            runs[i] = trainer.train_steps(state, fixed, batches), fixed
+        jax.block_until_ready(runs)
+
+    return train
+
+
+def train_together(trainer, runs: list, style: str) -> Callable[[], object]:
+    """A step of all (state, fixed collections) in one program, by `jax.vmap` or `jax.lax.map`."""
+    import jax
+    import jax.numpy as jnp
+
+    from pnn_jax.data.feeds import LoadedBatch
+    from pnn_jax.train_step import train_steps
+
+    parts = {'model': trainer.model, 'optimizer': trainer.optimizer, 'preprocess': trainer.preprocess}
+    update = partial(train_steps, **parts)
+    state, fixed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+    runs.clear()  # frees their memory, which is measured
+    together = {
+        'vmap': jax.vmap(update, in_axes=(0, 0, None)),
+        'map': lambda state, fixed, batch: jax.lax.map(lambda run: update(*run, batch), (state, fixed)),
+    }
+    step = jax.jit(together[style], donate_argnums=0)
+    holder, size = [state], trainer.config.batch_size
+    batch = LoadedBatch(trainer.feed.images[:size], trainer.feed.labels[:size])
+
+    def train():
+        holder[0] = jax.block_until_ready(step(holder[0], fixed, batch))
+
+    return train
+
+
+def torch_side(case: Case, *, compiled: bool = False) -> Side:
+    """The training step of the PyTorch twin with SGD, or its evaluation of one batch."""
+    import torch
+
+    from experiments.verify.torch_twin import build_twin
+
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    config = case.config()
+    network = build_twin(config.model, NUM_CLASSES, IMAGE_SIZE, 3).to(device)
+    run = torch.compile(network) if compiled else network
+    images = torch.randn(case.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    labels = torch.randint(NUM_CLASSES, (case.batch_size,), device=device)
+
+    def wait():
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
+
+    def evaluate():
+        with torch.no_grad():
+            return (run(images).argmax(1) == labels).sum().item()
+
+    def train():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(run(images), labels).backward()
+        optimizer.step()
+        wait()
+
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, config.optimizer.learning_rate, 0.9, nesterov=True, weight_decay=1e-4)
+    network.train(case.mode == 'train')
+    peak = torch.cuda.max_memory_allocated if device.type == 'cuda' else lambda: None
+    kind = torch.cuda.get_device_name() if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
+    machine = f'{kind}, torch {torch.__version__}'
+    return Side(train if case.mode == 'train' else evaluate, case.batch_size, machine, peak)
+
+
+def make_side(name: str, case: Case) -> Side:
+    """The side with a name: 'ours', 'torch' or 'torch_compile'."""
+    if name == 'ours':
+        return our_side(case)
+    return torch_side(case, compiled=name == 'torch_compile')
