@@ -21,6 +21,7 @@ import scipy  # its parts are loaded at first use, because scipy.stats takes a s
 
 from pnn_jax.errors import InputError
 
+Values = Sequence[float] | np.ndarray
 Verdict = Literal['better', 'worse', 'equivalent', 'inconclusive']
 MIN_RUNS = 5  # of each arm, for a verdict
 ACCURACY = (0.0, 100.0)  # what an accuracy in percent can be
@@ -41,7 +42,7 @@ def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple
 
 
 def t_interval(
-    values: Sequence[float],
+    values: Values,
     confidence: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float]:
@@ -54,11 +55,11 @@ def t_interval(
             coverage stays the same.
     """
     _check_confidence(confidence)
-    values = np.asarray(values, dtype=float)
-    if values.size < 2:
+    sample = np.asarray(values, dtype=float)
+    if sample.size < 2:
         return math.nan, math.nan
-    error = float(scipy.stats.sem(values))
-    return _interval(float(values.mean()), error, values.size - 1, confidence, bounds)
+    error = float(scipy.stats.sem(sample))
+    return _interval(float(sample.mean()), error, sample.size - 1, confidence, bounds)
 
 
 class Spread(NamedTuple):
@@ -68,7 +69,7 @@ class Spread(NamedTuple):
     degrees: float
 
 
-def pooled_spread(arms: Sequence[Sequence[float]]) -> Spread:
+def pooled_spread(arms: Sequence[Values]) -> Spread:
     """The common standard deviation of several arms (sets of runs), each about its own mean.
 
     Raises:
@@ -130,8 +131,8 @@ class Difference(NamedTuple):
 
 
 def difference(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Values,
+    second: Values,
     *,
     spread: Spread | None = None,
     equal_variances: bool = True,

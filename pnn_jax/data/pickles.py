@@ -80,6 +80,12 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     reads = 'only plain data is read'
 
+    # Of the unpickler in pickle.py, which has no public types: the objects read so far, those above the last mark, and
+    # the next bytes.
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
     def __init__(self, file: BinaryIO, *, limit: int, encoding: str = 'utf-8'):
         super().__init__(file, encoding=encoding)
         self._content = file
