@@ -1,6 +1,11 @@
-"""The operation against its plain twin, the twin against loops and numbers worked out by hand, and what must hold."""
+"""Every implementation of the operation against the reference; the reference against loops and numbers by hand.
+
+Tests that take `implementation` run over all of them. Shapes are small, because each case is compiled.
+"""
 
 import math
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +14,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pnn_jax.errors import InputError
 from pnn_jax.nn.activations import ACTIVATIONS, RRELU_BOUNDS
-from pnn_jax.ops import cpu as perturbation
-from pnn_jax.ops import perturb_combine, perturb_combine_dense, perturb_combine_reference
+from pnn_jax.ops import (
+    IMPLEMENTATIONS,
+    combine_channels,
+    cpu,
+    perturb_combine,
+    perturb_combine_dense,
+    perturb_combine_reference,
+)
 
 LEAKY = ('lrelu', 'prelu', 'rrelu')
+
+# Those that never hold the perturbed maps.
+FUSED = sorted(set(IMPLEMENTATIONS) - {'reference'})
+
+
+def softsign(x):
+    """An activation that is not in `ACTIVATIONS`."""
+    return x / (1 + jnp.abs(x))
 
 
 def random_arguments(shape, *, num_masks, outputs, share_masks, seed=0):
@@ -46,18 +66,30 @@ def assert_same(ours, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def compare_with_reference(arguments, implementations, *, activation, key=None, tolerance=1e-10):
+    expected = outputs_and_gradients(perturb_combine_reference, *arguments, activation=activation, key=key)
+    assert expected[0].dtype == arguments[0].dtype
+    for implementation in implementations:
+        op = partial(perturb_combine, implementation=implementation)
+        ours = outputs_and_gradients(op, *arguments, activation=activation, key=key)
+        assert_same(ours, expected, tolerance)
+
+
 @pytest.mark.parametrize('share_masks', [False, True])
-@pytest.mark.parametrize('activation', [*ACTIVATIONS, 'random rrelu', None])
-def test_equals_the_plain_twin_in_outputs_and_all_gradients(activation, share_masks):
+@pytest.mark.parametrize('activation', [*ACTIVATIONS, 'random rrelu', softsign, None])
+def test_implementations_equal_the_reference_in_outputs_and_all_gradients(activation, share_masks):
     with jax.enable_x64(True):
         key = None
         if activation == 'random rrelu':
             activation, key = 'rrelu', jax.random.key(5)
         arguments = random_arguments((3, 2, 3, 4), num_masks=5, outputs=2, share_masks=share_masks)
-        ours = outputs_and_gradients(perturb_combine, *arguments, activation=activation, key=key)
-        expected = outputs_and_gradients(perturb_combine_reference, *arguments, activation=activation, key=key)
-        assert ours[0].dtype == jnp.float64
-        assert_same(ours, expected, 1e-10)
+        compare_with_reference(arguments, FUSED, activation=activation, key=key)
+
+
+def test_reference_as_an_implementation_and_the_choice_by_platform_equal_the_reference():
+    with jax.enable_x64(True):
+        arguments = random_arguments((3, 2, 3, 4), num_masks=5, outputs=2, share_masks=False)
+        compare_with_reference(arguments, ['reference', 'auto'], activation='prelu')
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -68,15 +100,13 @@ def test_equals_the_plain_twin_in_outputs_and_all_gradients(activation, share_ma
     share_masks=st.booleans(),
     activation=st.sampled_from(['relu', 'prelu', 'elu', 'tanh']),
 )
-def test_equals_the_plain_twin_for_any_shape(shape, num_masks, outputs, share_masks, activation):
+def test_implementations_equal_the_reference_for_any_shape(shape, num_masks, outputs, share_masks, activation):
     with jax.enable_x64(True):
         arguments = random_arguments(shape, num_masks=num_masks, outputs=outputs, share_masks=share_masks)
-        ours = outputs_and_gradients(perturb_combine, *arguments, activation=activation)
-        expected = outputs_and_gradients(perturb_combine_reference, *arguments, activation=activation)
-        assert_same(ours, expected, 1e-10)
+        compare_with_reference(arguments, FUSED, activation=activation)
 
 
-def test_the_twin_equals_loops_over_everything():
+def test_reference_equals_loops_over_everything():
     activations = {
         None: lambda v: v,
         'relu': lambda v: max(v, 0.0),
@@ -103,15 +133,17 @@ def test_the_twin_equals_loops_over_everything():
                 np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize('op', [perturb_combine, perturb_combine_reference])
-def test_numbers_worked_out_by_hand(op):
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_numbers_worked_out_by_hand(implementation):
     """One pixel, x = 1, masks (-4, 2) at level 1/2: perturbed to -1 and 2. Weights (3, 5) and (7, 11)."""
     x = jnp.full((1, 1, 1, 1), 1.0)
     masks = jnp.array([-4.0, 2.0]).reshape(1, 1, 1, 2)
     weights = jnp.array([[3.0, 7.0], [5.0, 11.0]]).reshape(1, 2, 2)
 
     def loss(x, masks, weights, slope):
-        y = op(x, masks, weights, noise_level=0.5, activation='prelu', slope=slope)
+        y = perturb_combine(
+            x, masks, weights, noise_level=0.5, activation='prelu', slope=slope, implementation=implementation
+        )
         return y @ jnp.array([1.0, 100.0]), y
 
     gradients, y = (
@@ -141,13 +173,14 @@ def test_dense_is_the_sum_over_channels_of_one_mask_each(activation):
         np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_invariants():
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_invariants(implementation):
     with jax.enable_x64(True):
         x, masks, weights, _ = map(
             jnp.asarray, random_arguments((2, 3, 3, 2), num_masks=6, outputs=2, share_masks=False)
         )
         op = lambda masks, weights, level=0.7, x=x: perturb_combine(
-            x, masks, weights, noise_level=level, activation='relu'
+            x, masks, weights, noise_level=level, activation='relu', implementation=implementation
         )
         y = op(masks, weights)
         order = np.array([3, 5, 0, 1, 4, 2])
@@ -160,14 +193,12 @@ def test_invariants():
         np.testing.assert_array_equal(op(masks, weights, x=x[1:])[0], y[1])
 
 
-def test_random_slopes_stay_in_their_bounds_and_differ():
+@pytest.mark.parametrize('implementation', FUSED)
+def test_random_slopes_stay_in_their_bounds_and_differ(implementation):
     x = -jnp.ones((4, 5, 5, 2))
     masks, weights = jnp.zeros((5, 5, 2, 3)), jnp.ones((2, 3, 1))
-    op = jax.jit(
-        lambda weights, seed: perturb_combine(
-            x, masks, weights, noise_level=0.5, activation='rrelu', key=jax.random.key(seed)
-        )
-    )
+    options = {'noise_level': 0.5, 'activation': 'rrelu', 'implementation': implementation}
+    op = jax.jit(lambda weights, seed: perturb_combine(x, masks, weights, key=jax.random.key(seed), **options))
     one_by_one = np.stack([-op(weights.at[:, np.arange(3) != m].set(0), 0) for m in range(3)])
     low, high = RRELU_BOUNDS
     assert low <= one_by_one.min() < low + 0.01 and high - 0.01 < one_by_one.max() <= high
@@ -176,12 +207,14 @@ def test_random_slopes_stay_in_their_bounds_and_differ():
     assert np.abs(op(weights, 0) - op(weights, 1)).max() > 0.01
 
 
-def test_vmap_over_runs_equals_a_loop():
+@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
+def test_vmap_over_runs_equals_a_loop(implementation):
     runs = [random_arguments((2, 3, 3, 2), num_masks=3, outputs=2, share_masks=True, seed=s) for s in range(3)]
     x, masks, weights, y_bar = (jnp.asarray(np.stack(a), jnp.float32) for a in zip(*runs, strict=True))
 
     def gradients(x, masks, weights, slope, y_bar):
-        op = lambda *args: perturb_combine(*args[:3], noise_level=0.5, activation='prelu', slope=args[3])
+        options = {'noise_level': 0.5, 'activation': 'prelu', 'implementation': implementation}
+        op = lambda *args: perturb_combine(*args[:3], slope=args[3], **options)
         y, pullback = jax.vjp(op, x, masks, weights, slope)
         return y, pullback(y_bar)
 
@@ -193,11 +226,13 @@ def test_vmap_over_runs_equals_a_loop():
         assert_same(jax.tree.map(lambda a, i=i: a[i], together), expected, 1e-5)
 
 
-def test_bfloat16_sums_in_float32():
+@pytest.mark.parametrize('implementation', FUSED)
+def test_bfloat16_sums_in_float32(implementation):
     x, masks, weights, y_bar = (
         jnp.asarray(a, jnp.bfloat16) for a in random_arguments((2, 2, 2, 2), num_masks=40, outputs=1, share_masks=False)
     )
-    ours = outputs_and_gradients(perturb_combine, x, masks, weights, y_bar, activation='relu')
+    op = partial(perturb_combine, implementation=implementation)
+    ours = outputs_and_gradients(op, x, masks, weights, y_bar, activation='relu')
     assert {a.dtype for a in jax.tree.leaves(ours)} == {jnp.dtype(jnp.bfloat16)}
     wide = [a.astype(jnp.float32) for a in (x, masks, weights, y_bar)]
     expected = outputs_and_gradients(perturb_combine_reference, *wide, activation='relu')
@@ -229,7 +264,7 @@ def test_memory_does_not_grow_with_copies_of_the_input():
         few, few_masks, few_weights = compiled_gradient(op, 128)
         many, more_masks, more_weights = compiled_gradient(op, 512)
         growth = many.memory_analysis().temp_size_in_bytes - few.memory_analysis().temp_size_in_bytes
-        return growth, more_masks - few_masks + (perturbation.LANES + 1) * (more_weights - few_weights)
+        return growth, more_masks - few_masks + (cpu.LANES + 1) * (more_weights - few_weights)
 
     growth, allowance = growth_and_allowance(perturb_combine)
     assert growth <= allowance
@@ -240,3 +275,80 @@ def test_memory_does_not_grow_with_copies_of_the_input():
 def test_gradient_of_fixed_masks_costs_nothing():
     fixed, trained = (compiled_gradient(perturb_combine, 8, of_masks=of_masks)[0] for of_masks in (False, True))
     assert fixed.cost_analysis()['flops'] < 0.8 * trained.cost_analysis()['flops']
+
+
+@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
+def test_residuals_are_the_arguments(implementation):
+    """What the forward pass keeps for the backward pass has no array of num_masks times the input."""
+    x, masks, weights, _ = random_arguments((4, 3, 3, 8), num_masks=16, outputs=2, share_masks=True)
+    options = {'noise_level': 0.5, 'activation': 'tanh', 'implementation': implementation}
+    pullback = jax.vjp(partial(perturb_combine, **options), *map(jnp.float32, (x, masks, weights)))[1]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(pullback)]
+    assert sorted(shapes) == sorted([x.shape, masks.shape, weights.shape])
+
+
+def test_auto_lowers_only_the_implementation_of_the_platform():
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3, 3, 4), (3, 3, 4, 5), (4, 5, 2), (2, 3, 3, 4, 2))
+    ]
+
+    def lowered(platform, implementation):
+        """Operations of the forward and backward pass, without the wrapper of the choice."""
+        op = partial(perturb_combine, noise_level=0.5, activation='tanh', implementation=implementation)
+        gradients = jax.jit(lambda x, masks, weights, y_bar: jax.vjp(op, x, masks, weights)[1](y_bar))
+        text = gradients.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+        return {name: len(re.findall(rf'stablehlo.{name}\b', text)) for name in ('tanh', 'while', 'reduce', 'multiply')}
+
+    cpu_counts, accelerator_counts = lowered('cpu', 'cpu'), lowered('cpu', 'accelerator')
+    assert cpu_counts['while'] > 0 == accelerator_counts['while']
+    assert lowered('cpu', 'auto') == cpu_counts
+    assert lowered('tpu', 'auto') == lowered('cuda', 'auto') == accelerator_counts
+
+
+def test_a_strided_1x1_convolution_equals_that_of_lax():
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0).normal
+        x, weights = jnp.asarray(draw(size=(2, 5, 4, 3))), jnp.asarray(draw(size=(3, 6)))
+
+        def convolve(x, weights, stride):
+            return jax.lax.conv_general_dilated(
+                x, weights[None, None], (stride, stride), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+            )
+
+        for stride in (1, 2, 3):
+            y, pullback = jax.vjp(partial(combine_channels, stride=stride), x, weights)
+            expected, expected_pullback = jax.vjp(partial(convolve, stride=stride), x, weights)
+            assert_same((y, pullback(y)), (expected, expected_pullback(y)), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'x': jnp.ones((2, 3, 4))}, ['x of shape (2, 3, 4)', '[b, h, w, g]']),
+        ({'x': jnp.ones((2, 3, 3, 4), jnp.int32)}, ['x of shape', 'int32', 'floating']),
+        ({'noise_masks': jnp.ones((3, 3, 2, 5))}, ['noise_masks of shape (3, 3, 2, 5)', '[3, 3, 4 or 1, m]']),
+        ({'noise_masks': jnp.ones((3, 2, 4, 5))}, ['noise_masks of shape (3, 2, 4, 5)']),
+        ({'noise_masks': jnp.ones((3, 3, 4, 0))}, ['at least one mask']),
+        ({'weights': jnp.ones((4, 6, 2))}, ['weights of shape (4, 6, 2)', '[4, 5, outputs a channel]']),
+        ({'weights': jnp.ones((4, 5))}, ['weights of shape (4, 5)']),
+        ({'activation': 'gelu'}, ["activation='gelu'", 'relu, lrelu']),
+        ({'activation': 'prelu'}, ['slope=None', 'scalar']),
+        ({'activation': 'lrelu', 'slope': jnp.ones(4)}, ['slope=', 'scalar']),
+        ({'key': jax.random.key(0)}, ['key', 'rrelu']),
+        ({'noise_level': jnp.ones(())}, ['noise_level', 'number']),
+        ({'implementation': 'gpu'}, ["implementation='gpu'", 'auto, reference, cpu, accelerator']),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_in_one_line(changes, words):
+    arguments = {
+        'x': jnp.ones((2, 3, 3, 4)),
+        'noise_masks': jnp.ones((3, 3, 4, 5)),
+        'weights': jnp.ones((4, 5, 2)),
+        'noise_level': 0.5,
+        'activation': 'relu',
+    }
+    with pytest.raises(InputError) as error:
+        perturb_combine(**arguments | changes)
+    message = str(error.value)
+    assert '\n' not in message
+    assert all(word in message for word in words)
