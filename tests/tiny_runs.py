@@ -3,7 +3,6 @@
 import pathlib
 
 import numpy as np
-
 from command_line import QUICKSTART
 
 NUM_TRAIN, NUM_TEST = 48, 30
