@@ -6,6 +6,8 @@ counting        recounts the predictions of a run in each of the historical ways
 single_input    how many images can one perturbation layer imitate a convolution on?
 receptive_field how far does a pixel reach?
 benchmark       speed and memory, beside PyTorch
+verify          do JAX and PyTorch compute the same numbers?
+compile         what do the compilers for TPU and GPU make of it?
 robustness      does a killed run resume to the same bits? does a long run stay flat in memory?
 results         what these commands produced, small and committed
 

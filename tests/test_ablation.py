@@ -88,6 +88,7 @@ def reproducible(path) -> dict:
     return content
 
 
+@pytest.mark.slow
 def test_killed_grid_resumes_to_the_same_results(tmp_path):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     process = start(whole)
@@ -142,6 +143,7 @@ def wait_until_gone(process: int) -> None:
     raise AssertionError(f'process {process} is still there')
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_workers_resume_to_the_same_results(tmp_path):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     shown, _ = (process := start(whole, '--jobs=2')).communicate()
@@ -361,12 +363,14 @@ def test_records_of_other_code_stop_the_grid_unless_asked_for(
     assert len(instant_training) == 6
 
 
-def test_damaged_files_of_a_run_are_one_line(tmp_path, capsys, monkeypatch, process_state, instant_training):
+@pytest.mark.parametrize('damaged', ['result.json', 'metrics.jsonl', 'outcomes.npz'])
+def test_damaged_files_of_a_run_are_one_line(damaged, tmp_path, capsys, monkeypatch, process_state, instant_training):
     instant = train.train_and_evaluate
 
     def cut(config, workdir, **keywords):
         instant(config, workdir, **keywords)
-        (Path(workdir) / 'result.json').write_text('{"final')
+        file = Path(workdir) / damaged
+        file.write_bytes(file.read_bytes()[:-7])
 
     monkeypatch.setattr(train, 'train_and_evaluate', cut)
     flags = ['--preset=smoke', '--rows=no_noise', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']

@@ -103,4 +103,4 @@ def test_runs_of_one_name_are_refused(tmp_path, capsys):
 def test_workdir_without_a_run_is_refused(tmp_path, capsys):
     assert exit_code(receptive_field_main, [f'--workdir={tmp_path}']) == 2
     message = capsys.readouterr().err
-    assert 'not the workdir of a run' in message and message.count('\n') == 1
+    assert 'no checkpoint to load' in message and message.count('\n') == 1

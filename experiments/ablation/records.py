@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -97,11 +98,12 @@ def make_record(row: str, seed: int, config, workdir: Path) -> Record:
     try:
         summary = json.loads((workdir / 'result.json').read_text())
         history = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-        with np.load(workdir / 'outcomes.npz', allow_pickle=False) as arrays:
+        # Opened here, because numpy leaves a damaged file open.
+        with open(workdir / 'outcomes.npz', 'rb') as file, np.load(file, allow_pickle=False) as arrays:
             correct = arrays['correct']
     except OSError as error:
         raise RunError(f'{error.filename or workdir}: cannot be read ({os_reason(error)})') from None
-    except (ValueError, KeyError, zlib.error) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(
             f'{workdir}: result.json, metrics.jsonl or outcomes.npz is damaged ({one_line(error)})'
         ) from None

@@ -34,7 +34,8 @@ def read_outcomes(workdir: Path) -> Outcomes:
     """
     path = workdir / 'outcomes.npz'
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because numpy leaves a damaged file open.
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
             outcomes = Outcomes(arrays['correct'], arrays['labels'], str(arrays['test_digest']))
     except FileNotFoundError:
         raise InputError(
