@@ -14,9 +14,7 @@ _EXIT_TEST = re.compile(r'scmp\.ge\.s32\.totalorder %\w+, (?P<trips>\d+) /\* loo
 
 def dump_flags(folder: str) -> str:
     """What LIBTPU_INIT_ARGS must hold, before jax is imported, for the final schedules to be written to `folder`."""
-    return (
-        f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles$'
-    )
+    return f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles$'
 
 
 def total_bundles(folder: str) -> tuple[int, int]:

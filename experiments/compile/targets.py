@@ -75,9 +75,7 @@ def open_devices(target: str, count: int = 1) -> list[jax.Device]:
     spec = TARGETS[target]
     if spec.platform == 'cuda':
         description = _H100_DESCRIPTION.read_text()
-        topology = topologies.get_topology_desc(
-            '', platform='cuda', target_config=description, topology=f'1x{count}x1'
-        )
+        topology = topologies.get_topology_desc('', platform='cuda', target_config=description, topology=f'1x{count}x1')
     else:
         size = min(size for size in spec.slices if size >= count)
         topology = topologies.get_topology_desc(f'{target}:{spec.slices[size]}', platform='tpu')
