@@ -5,7 +5,7 @@ never looked at. The number of examples judged must equal the number of examples
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -75,11 +75,12 @@ def _fetched(results: Iterable) -> Iterator:
         yield jax.device_get(waiting)
 
 
-def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
-    """Makes evaluate(variables, batches, num_examples) -> Evaluation; compiled once for a shape of batches.
+def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+    """Makes the program of one batch: eval_step(variables, batch) -> (totals, outcomes of all devices).
 
     Args:
         predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode.
+        devices: to run on; all of them if None.
     """
 
     def eval_step(variables, batch):
@@ -94,7 +95,16 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
         }
         return totals, jax.lax.all_gather(outcomes, 'batch', tiled=True)
 
-    eval_step = jax.pmap(eval_step, axis_name='batch', in_axes=(None, 0), out_axes=None)
+    return jax.pmap(eval_step, axis_name='batch', in_axes=(None, 0), out_axes=None, devices=devices)
+
+
+def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
+    """Makes evaluate(variables, batches, num_examples) -> Evaluation; compiled once for a shape of batches.
+
+    Args:
+        predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode.
+    """
+    eval_step = make_eval_step(predict)
 
     def evaluate(variables, batches: Iterable[HostBatch], num_examples: int) -> Evaluation:
         correct = np.zeros(num_examples, bool)
