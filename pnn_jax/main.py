@@ -73,6 +73,7 @@ def check_flags() -> None:
 
 def fail(message: str, code: int, leave: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
     """Prints one line for each problem and exits by `leave`."""
+    sys.stdout.flush()  # so that this comes last, also where both streams go to one file
     for line in message.splitlines():
         print(f'error: {line}', file=sys.stderr)
     leave(code)
