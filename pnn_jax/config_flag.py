@@ -7,6 +7,7 @@ on the folder in which the program was started, so it is bound to the folder of 
 import difflib
 import re
 import sys
+import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pnn_jax.errors import InputError, one_line
+from pnn_jax.paths import local_path
 from pnn_jax.run.provenance import CONFIGS
 
 
@@ -73,7 +75,7 @@ def find_config(name: str) -> Path:
     Raises:
         InputError: there is no such file; the nearest name is given.
     """
-    path = Path(name)
+    path = local_path(name, '--config') if name.startswith('~') else Path(name)
     if path.is_file():
         return path
     shipped = CONFIGS / f'{name}.py'
@@ -102,15 +104,14 @@ def bind_neighbours(file: Path) -> None:
 
 
 def parse_error(error: Exception) -> InputError:
-    """The line for what absl and ml_collections raise while flags are parsed or a config is loaded."""
-    message = (
-        re.sub(r'^flag --config=\S+: (?=--config)', '', one_line(error))
-        .replace('\\n', ' ')
-        .replace("\\'", "'")
-        .strip('"')
-    )
+    """The line for what absl, ml_collections or a config file raise while flags are parsed."""
+    message = re.sub(r'^flag --config=\S+: (?=--config)', '', one_line(error))
+    message = message.replace('\\n', ' ').replace("\\'", "'").strip('"')
     if isinstance(error, InputError | flags.Error):
         return InputError(message)
     if isinstance(error, AttributeError | KeyError):
         return InputError(f'unknown config field: {message}')
-    return InputError(f'--config: {message}')
+    if isinstance(error, OSError | SyntaxError):  # these name the file
+        return InputError(f'--config: {message}')
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return InputError(f'--config: {type(error).__name__}: {message} ({place.filename}, line {place.lineno})')

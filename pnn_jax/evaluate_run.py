@@ -4,14 +4,15 @@ import os
 
 import jax
 
-from pnn_jax.data import Dataset, load_data
+from pnn_jax.data import Dataset
 from pnn_jax.data.streams import Stream
 from pnn_jax.errors import InputError
+from pnn_jax.run.console import say
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.run.result import evaluation_result
 from pnn_jax.run.workdir import check_same_network
 from pnn_jax.train_step import all_variables
-from pnn_jax.trainer import Trainer
+from pnn_jax.trainer import Trainer, read_data
 from pnn_jax.validate import check_platform, validate_config
 
 
@@ -38,8 +39,7 @@ def evaluate_checkpoint(
     check_platform(config.platform)
     run = load_run(workdir, which)
     check_same_network(run.path, config)
-    if dataset is None:
-        dataset = load_data(config.data)
+    dataset = read_data(config.data) if dataset is None else dataset
     if run.num_classes != len(dataset.class_names):
         raise InputError(
             f'--workdir={run.path}: the network has {run.num_classes} classes, the data {len(dataset.class_names)} '
@@ -47,15 +47,15 @@ def evaluate_checkpoint(
         )
     trainer = Trainer.create(config, dataset)
     check_same_shapes(run, trainer)
+    say(f'evaluating the {which} checkpoint, of step {run.step}, on {trainer.feed.num_test:,} images')
     evaluation = trainer.evaluate(run.variables)
     return evaluation_result(evaluation, trainer.data.class_names) | {'step': run.step}
 
 
 def check_same_shapes(run: Run, trainer: Trainer) -> None:
     """Raises InputError where a run's network does not take the trainer's images: masks and classifiers have a size."""
-    expected = all_variables(*trainer.shapes)
-    shape_of = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-    if shape_of(run.variables) != shape_of(expected):
+    shapes_of = lambda tree: {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    if shapes_of(run.variables) != shapes_of(all_variables(*trainer.shapes)):
         height, width, channels = trainer.feed.image_shape
         raise InputError(
             f'--workdir={run.path}: its network was trained on images of another size than those of config.data, '

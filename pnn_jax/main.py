@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from pnn_jax.config_flag import config_name, define_config_flag, parse_error
-from pnn_jax.errors import InputError, RunError, StoppedEarly, one_line
+from pnn_jax.errors import InputError, RunError, StoppedEarly, one_line, os_reason
 from pnn_jax.paths import local_path
 from pnn_jax.runtime import (
     CPU_XLA_FLAGS,
@@ -44,13 +44,14 @@ MULTIHOST = flags.DEFINE_bool('multihost', False, 'Find the other hosts through 
 
 def parse(argv: list[str]) -> list[str]:
     """absl's parser, with one line and exit code 2 for what users get wrong."""
+    protect_standard_streams()
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise InputError('--config=configs/<name>.py is required')
         CONFIG.value.to_dict()  # a file that cannot be loaded raises only when it is used
         check_flags()
-    except (flags.Error, AttributeError, KeyError, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  (a config file is a program, which can raise anything)
         fail(str(parse_error(error)), 2)
     if len(rest) > 1:
         fail(f'unexpected argument {rest[1]!r}: every option is --name=value', 2)
@@ -73,6 +74,7 @@ def check_flags() -> None:
 
 def fail(message: str, code: int, leave: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
     """Prints one line for each problem and exits by `leave`."""
+    sys.stdout.flush()  # so that this comes last, also where both streams go to one file
     for line in message.splitlines():
         print(f'error: {line}', file=sys.stderr)
     leave(code)
@@ -129,7 +131,6 @@ def run(config, workdir: str, should_stop: Callable[[], str]) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    protect_standard_streams()
     should_stop = stop_conditions(TIME_BUDGET.value)
     os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
     config, name = CONFIG.value, config_name()
@@ -147,6 +148,8 @@ def main(argv: list[str]) -> None:
         fail(str(error), 2, hosts.leave)
     except RunError as error:
         fail(str(error), 1, hosts.leave)
+    except OSError as error:  # of files that nothing else reports: a disk or mount that fails, permissions
+        fail(f'{f"{error.filename}: " if error.filename else ""}{os_reason(error)}', 1, hosts.leave)
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' in str(error):
             fail(f'out of memory; a smaller config.batch_size needs less ({one_line(error, 200)})', 1, hosts.leave)

@@ -30,7 +30,7 @@ def restart_with_huge_pages(module: str) -> None:
     Call it before anything else. It does nothing where the variable is set already, where the process was started in
     another way (a notebook, a debugger, another program's process), or where the interpreter cannot be executed again.
     """
-    if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ or not _owns_process(module):
+    if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ or not sys.executable or not _owns_process(module):
         return
     environment = os.environ | {'GLIBC_TUNABLES': HUGE_PAGES}
     with contextlib.suppress(OSError):  # huge pages save time; a run goes without them
@@ -80,13 +80,15 @@ class SafeStream:
     written.
 
     Args:
-        stream: to write to.
+        stream: to write to; None, as in a program that was started with the stream closed, takes everything and shows
+            nothing.
         owned: the stream belongs to this program, so that after a failure its file descriptor may be pointed at the
             null device. Without that, Python would try to write the rest when the process ends, and fail there.
     """
 
-    def __init__(self, stream: TextIO, *, owned: bool = False):
-        self._stream, self._owned, self._failed = stream, owned, False
+    def __init__(self, stream: TextIO | None, *, owned: bool = False):
+        self._stream = open(os.devnull, 'w') if stream is None else stream
+        self._owned, self._failed = owned, False
 
     def write(self, text: str) -> int:
         if self._failed:
@@ -119,7 +121,11 @@ class SafeStream:
 
 
 def protect_standard_streams() -> None:
-    """Makes standard output and standard error of this process safe; for entry points, which own them."""
+    """Makes standard output and standard error of this process safe; for entry points, which own them.
+
+    A stream that is closed when the process starts is opened on the null device, so that no file of the run gets its
+    number: what a library prints would be written into that file.
+    """
     sys.stdout, sys.stderr = SafeStream(sys.stdout, owned=True), SafeStream(sys.stderr, owned=True)
 
 

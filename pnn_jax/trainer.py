@@ -57,11 +57,7 @@ class Trainer:
         """
         validate_config(config)
         check_platform(config.platform)
-        if data is None:
-            say(f'reading data: {config.data.source} {config.data.path}'.rstrip())
-            data = load_data(config.data)
-            for note in data.notes:
-                say(f'note: {note}')
+        data = read_data(config.data) if data is None else data
         mesh = jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
         feed = create_feed(data, mesh, config)
         check_fits_data(config, feed.image_shape)
@@ -147,6 +143,15 @@ class Trainer:
                 yield batch
 
         return self._evaluate(variables, batches(), self.feed.num_test)
+
+
+def read_data(data_config) -> Dataset | Stream:
+    """`load_data` that says what it reads, and what is notable about it."""
+    say(f'reading data: {data_config.source} {data_config.path}'.rstrip())
+    data = load_data(data_config)
+    for note in data.notes:
+        say(f'note: {note}')
+    return data
 
 
 def create_feed(data: Dataset | Stream, mesh: jax.sharding.Mesh, config) -> DeviceFeed | StreamFeed:

@@ -3,7 +3,7 @@
 Every run is a process of its own, forked (see command_line.py). All of them train the same tiny network.
 """
 
-import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -16,7 +16,10 @@ import pytest
 from command_line import QUICKSTART, ROOT, run
 from tiny_runs import NUM_TEST, TINY, tree_of, write_npz
 
+from pnn_jax.errors import InputError
 from pnn_jax.run.checkpoints import Checkpointer
+from pnn_jax.run.provenance import provenance
+from pnn_jax.run.workdir import Workdir, read_config
 
 NO_HOME = """
 import os, pwd
@@ -83,6 +86,11 @@ def test_finished_run_is_never_shown_as_that_of_other_data(finished, other_data,
     assert tree_of(finished) == before
 
 
+def test_result_names_the_code_that_computed_it(finished):
+    code = json.loads((finished / 'result.json').read_text())['code']
+    assert code == provenance()
+
+
 # Row 2
 
 
@@ -141,6 +149,8 @@ def test_tilde_is_the_home_directory(finished, data, tmp_path, result_line):
     assert done.returncode == 75
     assert (home / 'other' / 'checkpoints').is_dir() and (home / 'cache').is_dir()
     assert list(folder.iterdir()) == []
+    (home / 'mine.py').write_text('raise NotImplementedError("found")')
+    assert_refused(run('--config=~/mine.py', setup=setup), 'NotImplementedError: found', f'{home}/mine.py, line 1')
 
 
 # Row 6
@@ -280,6 +290,15 @@ def test_reader_that_closes_the_pipe_changes_nothing(tmp_path, data):
     assert (tmp_path / 'run' / 'result.json').is_file()
 
 
+def test_closed_standard_streams_change_nothing(finished, data):
+    """As `>&- 2>&-`: Python then has no streams, and the next file that is opened gets their number."""
+    before = tree_of(finished)
+    setup = 'import os, sys; os.close(1); os.close(2); sys.stdout = sys.stderr = None'
+    assert train(finished, data, setup=setup) == (0, '', '')
+    assert train(finished, data, '--config.seed=1', setup=setup) == (2, '', '')
+    assert tree_of(finished) == before
+
+
 # Row 12
 
 
@@ -303,7 +322,31 @@ def test_full_disk_is_one_line_with_its_cause(tmp_path, data, limit):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[-1].startswith('error: ') and 'not written' in lines[-1] and 'File too large' in lines[-1]
-    assert len(lines) <= 2 and 'Traceback' not in done.stderr, done.stderr
+    assert len([line for line in lines if line]) == 1, done.stderr
+    assert (tmp_path / 'run').exists() == (limit > 2**9)  # where nothing was done, nothing is left
+
+
+def test_failure_of_a_disk_that_nothing_else_reports_is_one_line(tmp_path, data):
+    setup = """
+import errno, os, pnn_jax.train
+def train_and_evaluate(*arguments, **options):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), '/mnt/data')
+pnn_jax.train.train_and_evaluate = train_and_evaluate
+"""
+    done = train(tmp_path / 'run', data, setup=setup)
+    assert (done.returncode, done.stderr) == (1, 'error: /mnt/data: Input/output error\n')
+
+
+def test_file_that_cannot_be_read_is_named(finished):
+    (finished / 'metrics.jsonl').unlink()
+    (finished / 'metrics.jsonl').mkdir()
+    with pytest.raises(InputError, match=r'metrics.jsonl cannot be read \(Is a directory\)'):
+        Workdir.open(finished, read_config(finished))
+
+
+def test_refused_attempt_leaves_no_folder_above_its_workdir(tmp_path, finished):
+    Workdir.open(tmp_path / 'runs' / 'new', read_config(finished)).close()
+    assert not (tmp_path / 'runs').exists()
 
 
 # Rows 15 and 16
@@ -311,10 +354,8 @@ def test_full_disk_is_one_line_with_its_cause(tmp_path, data, limit):
 
 def test_training_in_a_converted_workdir_says_that_it_was_converted(finished, data):
     """A conversion knows no data set: its checkpoint has an empty digest of the data."""
-    with contextlib.ExitStack() as stack:
-        original = stack.enter_context(Checkpointer(finished / 'checkpoints', read_only=True))
+    with Checkpointer(finished / 'checkpoints', read_only=True) as original:
         arrays, record = original.read('latest')
-    shutil.rmtree(next((finished / 'checkpoints').glob('*_step_*')))
     for name in ('metrics.jsonl', 'outcomes.npz', 'result.json'):
         (finished / name).unlink()
     for checkpoint in (finished / 'checkpoints').glob('*_step_*'):

@@ -58,6 +58,23 @@ def test_wrong_usage_is_one_clear_line_and_writes_nothing(tmp_path, arguments, e
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    'program, expected',
+    [
+        ('def get_config():\n    return nothing', "NameError: name 'nothing' is not defined"),
+        ('def get_config(): return 1 / 0', 'ZeroDivisionError: division by zero'),
+        ('def get_config(:', 'invalid syntax'),
+        ('import a_module_that_is_not_there', "No module named 'a_module_that_is_not_there'"),
+    ],
+)
+def test_config_file_that_fails_is_one_line_with_the_place(tmp_path, program, expected):
+    (tmp_path / 'mine.py').write_text(program)
+    done = run(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run')
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: --config: ') and len(done.stderr.splitlines()) == 1, done.stderr
+    assert expected in done.stderr and 'mine.py' in done.stderr and f'line {program.count(chr(10)) + 1}' in done.stderr
+
+
 def test_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     data = write_npz(tmp_path / 'data.npz')

@@ -67,7 +67,8 @@ class Workdir:
         self.outcomes = np.zeros((0, 0), np.bool_)
         self.data_digest = ''
         self._lock: int | None = None
-        self._made_folder = self._made_lock = False
+        self._made_lock = False
+        self._made_folders: list[Path] = []  # from the workdir upwards
         self._begun = False
         self._result: dict | None = None
         self._labels: np.ndarray | None = None
@@ -93,8 +94,8 @@ class Workdir:
           parent: the workdir of several seeds that this is a folder of; it begins when this one does.
 
         Raises:
-          InputError: the folder cannot be made or written to, another process works in it, or it holds a run with
-            another configuration (each differing field is named).
+          InputError: the folder cannot be made, read or written to, another process works in it, or it holds a run
+            with another configuration (each differing field is named).
           RunError: its files are damaged.
         """
         workdir = cls(local_path(path, '--workdir'), config, primary, parent)
@@ -104,6 +105,11 @@ class Workdir:
             try:
                 workdir._compare_config()
                 workdir._read()
+            except OSError as error:
+                workdir.close()
+                raise InputError(
+                    f'--workdir={workdir.path}: {error.filename} cannot be read ({os_reason(error)})'
+                ) from error
             except BaseException:
                 workdir.close()
                 raise
@@ -121,7 +127,7 @@ class Workdir:
         self.close()
 
     def close(self) -> None:
-        """Lets another process work here. Removes a folder that was made for an attempt that did nothing."""
+        """Lets another process work here. Removes the folders that were made for an attempt that did nothing."""
         if self._lock is None:
             return
         if self._begun:
@@ -129,9 +135,10 @@ class Workdir:
         elif self._made_lock:
             with contextlib.suppress(OSError):
                 (self.path / 'lock').unlink()
-        if self._made_folder and not self._begun:
+        if not self._begun:
             with contextlib.suppress(OSError):  # something else was put there
-                self.path.rmdir()
+                for folder in self._made_folders:
+                    folder.rmdir()
         os.close(self._lock)
         self._lock = None
 
@@ -143,12 +150,13 @@ class Workdir:
         """
         if self._begun or not self._primary:
             return
-        self._begun = True
         if self._parent is not None:
             self._parent.begin()
+        _replace(self.path / 'config.json', _as_json(self._config).encode())
+        self._begun = True
         if self._lock is not None:
-            os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
-        _replace(self.path / 'config.json', (_as_json(self._config)).encode())
+            with contextlib.suppress(OSError):  # on a full disk; the lock holds without the name of its owner
+                os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
         self._write_lines()  # without an unfinished line, or the epochs that `truncate` dropped
 
     @property
@@ -279,7 +287,7 @@ class Workdir:
     def _make_and_lock(self, lock: bool) -> None:
         """Makes the folder where there is none, and takes its lock."""
         try:
-            self._made_folder = not self.path.exists()
+            self._made_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._made_lock = not (self.path / 'lock').exists()
             self._lock = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
@@ -430,7 +438,9 @@ def _read_json(path: Path) -> dict:
         if not isinstance(content, dict):
             raise ValueError('not an object')
         return content
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunError(f'{path} cannot be read: {os_reason(error)}') from error
+    except ValueError as error:
         raise RunError(f'{path} is damaged: {error}') from error
 
 
