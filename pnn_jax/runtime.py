@@ -87,7 +87,7 @@ class SafeStream:
     """
 
     def __init__(self, stream: TextIO | None, *, owned: bool = False):
-        self._stream = open(os.devnull, 'w') if stream is None else stream
+        self._stream = open(os.devnull, 'w') if stream is None else stream  # noqa: SIM115  (open as long as the process)
         self._owned, self._failed = owned, False
 
     def write(self, text: str) -> int:
