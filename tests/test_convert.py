@@ -33,6 +33,8 @@ from pnn_jax.pytorch.files import Module, Storage, Tensor, TorchUnpickler
 from pnn_jax.run.checkpoints import Checkpointer
 
 torch.set_num_threads(1)
+# ml_collections loads a config file by a method that Python 3.12 deprecates.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 DIGITS = ['--config=configs/quickstart.py', '--config.model.name=lenet', '--config.model.num_filters=4']
 DIGITS += ['--config.model.num_masks=2', '--config.model.share_masks', '--config.model.layer=perturbation']
 DIGITS += ['--config.model.stem_layer=perturbation', '--config.model.activation=tanh']
@@ -127,6 +129,7 @@ def save_as_the_audit_does(path, network, model, monkeypatch, **options):
     return saved(path, network, **options)
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # by torch, in the format of 2018
 @pytest.mark.parametrize('zipped', [True, False], ids=['today', '2018'])
 def test_a_whole_model_of_the_audit_tells_everything(tmp_path, monkeypatch, zipped):
     model = default.get_config().model

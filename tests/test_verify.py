@@ -14,6 +14,8 @@ from experiments.verify.golden import golden_files, read_golden, verify_golden
 from pnn_jax.errors import InputError
 
 torch.set_num_threads(1)
+# ml_collections loads a config file by a method that Python 3.12 deprecates.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 DATA = pathlib.Path(__file__).parent / 'data'
 EVALUATION_ONLY = DATA / 'lenet28_act_rrelu.npz'
 

@@ -122,7 +122,7 @@ def _case(facts: Mapping, arrays: Arrays, facts_path: pathlib.Path) -> Case:
 
 def _read_npz(path: pathlib.Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, 'rb') as opened, np.load(opened, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise InputError(f'{path} is no readable npz file: {one_line(error)}') from None
