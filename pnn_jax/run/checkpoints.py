@@ -85,7 +85,7 @@ class Checkpointer:
     Args:
       directory: where the checkpoints are; made by the first `save`. One process at a time may save (see workdir.py).
       keep: older checkpoints to keep besides the latest and the one of the highest accuracy.
-      read_only: write nothing, as befits a look at a run that may be in progress.
+      read_only: write nothing; for looking at a run that may be in progress.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 0, read_only: bool = False):
@@ -405,7 +405,7 @@ class Checkpointer:
         try:
             stored = self._orbax.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
             record, expected = stored['record'], stored['sha256']
-        except Exception as error:  # orbax raises what it likes on damaged files
+        except Exception as error:  # orbax raises many kinds on damaged files
             raise Damaged(f'meta cannot be read ({one_line(error)})') from error
         if _record_digest(record) != expected:
             raise Damaged('meta differs from its sha256')

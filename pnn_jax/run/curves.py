@@ -1,4 +1,4 @@
-"""The picture that a run leaves: loss, accuracy and learning rate over epochs."""
+"""The plot that a run leaves: loss, accuracy and learning rate over epochs."""
 
 import matplotlib
 

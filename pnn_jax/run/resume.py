@@ -63,7 +63,7 @@ def saved_part(state: TrainState) -> dict[str, Any]:
 def resume(
     workdir: Workdir, checkpointer: Checkpointer, trainer: Trainer, config
 ) -> tuple[TrainState, Variables, 'Saver']:
-    """The state and the fixed collections to go on from: fresh ones, or those of the latest checkpoint.
+    """The state and the fixed collections to resume from: fresh ones, or those of the latest checkpoint.
 
     Raises:
         InputError: the run is beyond `config.num_epochs` already.

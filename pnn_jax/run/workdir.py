@@ -348,7 +348,7 @@ def _refused_lock(path: Path, owner: str, error: OSError) -> InputError:
     if error.errno in _NO_LOCKS:
         return InputError(
             f'--workdir={path}: its file system has no file locks ({os_reason(error)}); name a folder on a local '
-            'disk, or add --nolock and see to it that no second process works in this one'
+            'disk, or add --nolock and make sure that no second process works in this one'
         )
     return InputError(f'--workdir={path}: may not be locked ({os_reason(error)}); name a folder that belongs to you')
 
