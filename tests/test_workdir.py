@@ -24,7 +24,7 @@ def make_config(**changes) -> ml_collections.ConfigDict:
             'seed': 0,
             'num_epochs': 3,
             'eval_batch_size': 10,
-            'model': {'name': 'lenet', 'dropout_rate': 0.5},
+            'model': {'name': 'lenet', 'dropout_rate': 0.3},
             'data': {'path': '', 'mean': (0.1, 0.2), 'cache_dir': ''},
             'checkpoint': {'keep': 0},
             'log': {'every_steps': 5},
@@ -106,7 +106,7 @@ def test_a_new_run_leaves_the_files_of_the_design(tmp_path):
         'result.json',
         'lock',
     }
-    assert json.loads((path / 'config.json').read_text())['model'] == {'name': 'lenet', 'dropout_rate': 0.5}
+    assert json.loads((path / 'config.json').read_text())['model'] == {'name': 'lenet', 'dropout_rate': 0.3}
     assert [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()] == [
         metrics_of(1),
         metrics_of(2),
@@ -218,7 +218,7 @@ def test_another_runs_directory_is_refused_naming_every_field(tmp_path):
         "model.name: 'lenet' -> 'cifarnet'",
         'data.mean: [0.1, 0.2] -> [0.1, 0.3]',
         "data.std: 'absent' -> [1.0]",
-        "model.dropout_rate: 0.5 -> 'absent'",
+        'model.dropout_rate: 0.3 -> 0.5',
         'num_epochs: 1 are done -> 0',
     ):
         assert words in str(refusal.value)

@@ -32,6 +32,7 @@ import numpy as np
 from pnn_jax.data import dataset
 from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.hosts import from_process_0
+from pnn_jax.models.registry import OPTIONS
 from pnn_jax.paths import local_path, replace_file
 from pnn_jax.run.checkpoints import has_checkpoints
 
@@ -43,7 +44,10 @@ FREE_SECTIONS = ('checkpoint.', 'log.')
 OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size', 'data.resize', 'data.pad')
 
 # Fields that did not exist when older runs began, with the values that those runs were computed with.
-ADDED_FIELDS = {f'data.{name}': value for name, value in dataset.ADDED_FIELDS.items()}
+ADDED_FIELDS = {
+    **{f'data.{name}': value for name, value in dataset.ADDED_FIELDS.items()},
+    **{f'model.{name}': field.default for name, field in OPTIONS.items()},
+}
 
 # What flock answers on file systems without locks, such as some network mounts.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
