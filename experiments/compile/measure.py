@@ -82,7 +82,7 @@ def in_child(module: str, target: str, request: dict, timeout: float) -> Any:
 
 
 def answer(work: Callable[[dict, str], Any]) -> None:
-    """What a child of `in_child` calls: passes the request and the folder of schedules to `work`, returns its result."""
+    """What a child of `in_child` calls: passes work(request, folder of schedules) back to its parent."""
     output, schedules = sys.argv[1:]
     result = work(json.load(sys.stdin), schedules)
     with open(output, 'w') as file:
