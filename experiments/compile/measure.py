@@ -10,10 +10,13 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 from experiments.compile import schedule, targets
 
@@ -47,15 +50,24 @@ class Request:
 
 def measure(request: Request, timeout: float = 3600) -> dict:
     """The measurements of one program: those of `describe`, or {'error': one line} where it does not compile."""
+    return in_child('experiments.compile.measure', request.target, dataclasses.asdict(request), timeout)
+
+
+def in_child(module: str, target: str, request: dict, timeout: float) -> Any:
+    """Runs `python -m module`, which calls `answer`, in the environment of the target's compiler.
+
+    Returns:
+        What the child answers, or {'error': one line} where it dies or takes longer than `timeout` seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        output = os.path.join(folder, 'measured.json')
+        output, schedules = os.path.join(folder, 'answer.json'), os.path.join(folder, 'schedules')
         environment = os.environ | targets.ENVIRONMENT
-        if targets.TARGETS[request.target].platform == 'tpu':
-            environment['LIBTPU_INIT_ARGS'] = schedule.dump_flags(os.path.join(folder, 'schedule'))
+        if targets.TARGETS[target].platform == 'tpu':
+            environment['LIBTPU_INIT_ARGS'] = schedule.dump_flags(schedules)
         try:
             child = subprocess.run(
-                [sys.executable, '-m', 'experiments.compile.measure', output],
-                input=json.dumps(dataclasses.asdict(request) | {'schedule': os.path.join(folder, 'schedule')}),
+                [sys.executable, '-m', module, output, schedules],
+                input=json.dumps(request),
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -63,10 +75,18 @@ def measure(request: Request, timeout: float = 3600) -> dict:
             )
         except subprocess.TimeoutExpired:
             return {'error': f'still compiling after {timeout:.0f} s'}
-        if child.returncode == 0:
-            with open(output) as file:
-                return json.load(file)
-        return {'error': _reason(child)}
+        if child.returncode:
+            return {'error': _reason(child)}
+        with open(output) as file:
+            return json.load(file)
+
+
+def answer(work: Callable[[dict, str], Any]) -> None:
+    """What a child of `in_child` calls: passes work(request, folder of schedules) back to its parent."""
+    output, schedules = sys.argv[1:]
+    result = work(json.load(sys.stdin), schedules)
+    with open(output, 'w') as file:
+        json.dump(result, file)
 
 
 def _reason(child: subprocess.CompletedProcess) -> str:
@@ -104,6 +124,7 @@ def describe(lowered, target: str, schedule_folder: str) -> dict:
     }
     if spec.platform == 'tpu':
         bundles, unknown = schedule.total_bundles(schedule_folder)
+        shutil.rmtree(schedule_folder)  # the next program of this process starts with an empty one
         milliseconds = round(1e3 * bundles / spec.clock_hz, 4)
         measured |= {'bundles': bundles, 'static_milliseconds': milliseconds, 'unknown_loops': unknown}
     return measured
@@ -126,11 +147,7 @@ def count(text: str) -> dict:
 def main() -> None:
     from experiments.compile import programs  # imports jax, which reads the environment that the parent has set
 
-    request = json.load(sys.stdin)
-    folder = request.pop('schedule')
-    measured = describe(programs.lower(Request(**request)), request['target'], folder)
-    with open(sys.argv[1], 'w') as file:
-        json.dump(measured, file)
+    answer(lambda request, schedules: describe(programs.lower(Request(**request)), request['target'], schedules))
 
 
 if __name__ == '__main__':
