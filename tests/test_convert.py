@@ -31,6 +31,8 @@ from pnn_jax.pytorch.architecture import unseen
 from pnn_jax.pytorch.checkpoints import noise_file, read_checkpoint
 from pnn_jax.pytorch.files import Module, Storage, Tensor, TorchUnpickler
 from pnn_jax.run.checkpoints import Checkpointer
+from pnn_jax.run.workdir import read_config
+from pnn_jax.train import train_and_evaluate
 
 torch.set_num_threads(1)
 # ml_collections loads a config file by a method that Python 3.12 deprecates.
@@ -644,13 +646,19 @@ def test_a_tilde_is_the_home_directory_on_either_side(tmp_path, capsys, monkeypa
     assert sorted(os.listdir(tmp_path)) == ['a.pth', 'b.pth', 'run']
 
 
-def test_the_checkpoint_says_that_it_was_converted(tmp_path, capsys):
-    """By this a later training run refuses to resume; 'trained on other data' would be wrong."""
+def test_a_converted_workdir_cannot_be_trained(tmp_path, capsys):
+    """The error says that it was converted; 'trained on other data' would be wrong."""
     path = saved(tmp_path / 'a.pth', digits_network()[1].state_dict())
     assert convert.main([str(path), str(tmp_path / 'run'), *DIGITS]) == 0, capsys.readouterr().err
     with Checkpointer(tmp_path / 'run' / 'checkpoints', read_only=True) as checkpointer:
         _, record = checkpointer.read()
     assert record['meta']['converted_from'] == 'a.pth' and record['meta']['data_digest'] == ''
+    before = contents_of(tmp_path / 'run')
+    config = read_config(tmp_path / 'run').unlock()
+    config.num_epochs += 1
+    with pytest.raises(InputError, match=r'it was converted from a\.pth, not trained here, so it can only be'):
+        train_and_evaluate(config, tmp_path / 'run')
+    assert contents_of(tmp_path / 'run') == before
 
 
 def test_saved_models_of_unknown_structure_are_one_line(tmp_path, capsys):

@@ -1,10 +1,10 @@
-"""One epoch in both frameworks from the same weights over the same batches: do the loss curves lie on each other?
+"""One epoch in both frameworks, from the same weights over the same batches: are the loss curves the same?
 
 python -m experiments.verify.curve_match --data=cifar10-exact-subset.npz --out=experiments/results/verify_torch
 
-Trains `no_noise` and `shared_masks` (8 filters, 4 masks) with this project's training step and with our PyTorch twin,
-in float32, without augmentation; then counts the test images that each classifies correctly. Writes curve_match.png and
-curve_match.json.
+Trains `no_noise` and `shared_masks` (8 filters, 4 masks) with this project's training step and with our PyTorch
+implementation (torch_twin.py), in float32 and without augmentation. Then counts the test images that each classifies
+correctly. Writes curve_match.png and curve_match.json.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def train_jax(
 
 
 def train_torch(config, variables: Variables, dataset: Dataset, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same from the same weights and masks."""
+    """As `train_jax`, in PyTorch and from the same weights and masks."""
     size, channels = dataset.train.images.shape[2:]
     network = build_twin(config.model, len(dataset.class_names), size, channels)
     tensors = to_torch(variables, config.model, num_steps=0).state_dict
@@ -118,7 +118,7 @@ def plot(results: dict, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(2, len(results), figsize=(11, 6), sharex=True, height_ratios=(2, 1), squeeze=False)
     for (name, result), (upper, lower) in zip(results.items(), axes.T, strict=True):
         ours, theirs = np.array(result['losses_jax']), np.array(result['losses_torch'])
-        upper.plot(theirs, color='tab:orange', linewidth=3, label='PyTorch twin')
+        upper.plot(theirs, color='tab:orange', linewidth=3, label='PyTorch')
         upper.plot(ours, color='black', linewidth=0.8, label='JAX')
         upper.set_title(
             f'{name}: {result["test_correct_jax"]} (JAX) and {result["test_correct_torch"]} (PyTorch) '

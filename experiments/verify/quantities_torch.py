@@ -12,7 +12,12 @@ from pnn_jax.pytorch.variables import Arrays
 
 
 def torch_quantities(network, case: Case, dtype: str) -> Arrays:
-    """The same quantities from a PyTorch network that holds the case's tensors; leaves its weights as they were."""
+    """As `jax_quantities`, from a PyTorch network.
+
+    Args:
+        network: holds the case's tensors; it is not changed.
+        dtype: 'float32' or 'float64'.
+    """
     network = copy.deepcopy(network).to(getattr(torch, dtype))
     images = lambda batch: torch.as_tensor(batch, dtype=getattr(torch, dtype))
     x, y = images(case.x), torch.as_tensor(case.y, dtype=torch.long)

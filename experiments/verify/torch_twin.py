@@ -1,13 +1,13 @@
 """An independent PyTorch implementation of every network, built from the same config fields as the JAX one.
 
-It exists to be compared with: its tensors carry the state_dict keys and shapes of the PyTorch repositories,
-and it runs their arithmetic (expand, activate, view, grouped 1x1 convolution) without shortcuts, so it is
-both a second opinion on values and the peer of the benchmark. The repositories' two defects on today's
-PyTorch are absent: residual sums are out of place, and the noise of `noise_resnet` is a buffer that is not
-part of the state_dict, as on their GPUs.
+JAX is compared with it, in values and in speed. Its tensors have the names and shapes of the PyTorch repositories, and
+it does their arithmetic step by step (expand, activate, view, grouped 1x1 convolution).
 
-Layouts are torch's: images [b, c, h, w], noise masks [1, c or 1, num_masks, h, w], or [c, h, w] in
-`noise_resnet`, where the level is already multiplied in. Behaviour: michaelklachko/pnn.pytorch@08865db (mk),
+The repositories fail on today's PyTorch in two places, which are different here: residual sums are out of place, and
+the noise of `noise_resnet` is a buffer that is not part of the state_dict, as on their GPUs.
+
+Layouts are PyTorch's: images [b, c, h, w]; noise masks [1, c or 1, num_masks, h, w], or [c, h, w] in `noise_resnet`,
+where they are already multiplied by the level. The behaviour is that of michaelklachko/pnn.pytorch@08865db (mk),
 juefeix/pnn.pytorch@12fdc44 (jf) and juefeix/pnn.pytorch.update@b9513ff (jfu).
 """
 
@@ -370,8 +370,7 @@ SUPPORTED = {
 
 
 def weights_init(module: nn.Module) -> None:
-    """What the audit applies after torch's own initialisation (mk utils.py:51-57); everything else stays
-    torch's."""
+    """What the audit applies after PyTorch's own initialisation (mk utils.py:51-57); the rest stays PyTorch's."""
     if isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels
         module.weight.data.normal_(0, math.sqrt(2 / fan_out))
@@ -397,8 +396,10 @@ def build_twin(model_config, num_classes: int, image_size: int, channels: int) -
 
 
 def noise_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
-    """The noise of `noise_resnet`, which its state_dict lacks: `layer1.0.layers.0.noise` -> [c, h, w], level
-    included."""
+    """The noise of `noise_resnet`, which its state_dict lacks: `layer1.0.layers.0.noise` -> [c, h, w].
+
+    It is already multiplied by the level.
+    """
     return {name: tensor for name, tensor in network.named_buffers() if name.endswith('.noise')}
 
 
