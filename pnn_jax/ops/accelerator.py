@@ -7,6 +7,7 @@ images and pixels (the gradients of weights, masks and slope).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,8 @@ def sum_over_masks(responses: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.stack([(weights[:, k] * responses).sum(0) for k in range(weights.shape[1])], axis=-1)
 
 
-def _widen(*arrays: jax.Array | None) -> list[jax.Array | None]:
-    """The arrays in float32, or in float64 where the first one is."""
+def _widen(*arrays: Any) -> list[Any]:
+    """The arrays in float32, or in float64 where the first one is; None stays None."""
     wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
     return [None if array is None else array.astype(wide) for array in arrays]
 
