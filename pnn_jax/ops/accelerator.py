@@ -75,7 +75,7 @@ def sum_over_masks(responses: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _widen(*arrays: Any) -> list[Any]:
-    """The arrays in float32, or in float64 where the first one is; None stays None."""
+    """The arrays in float32, or in float64 where the first one is."""
     wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
     return [None if array is None else array.astype(wide) for array in arrays]
 
