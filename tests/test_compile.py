@@ -12,16 +12,21 @@ import pathlib
 import pytest
 
 from experiments.compile import targets
+from experiments.compile.__main__ import main, read_records, write_records
 from experiments.compile.layers import Layer, measure_layers
 from experiments.compile.measure import Request, count, in_child, measure
 from experiments.compile.schedule import count_bundles
+from experiments.compile.table import table
+from pnn_jax.errors import InputError
 
 MISSING = sorted({package for target in ('v5e', 'h100') if (package := targets.missing_compiler(target))})
 
-needs_compilers = pytest.mark.skipif(
-    bool(MISSING), reason=f'not installed: {", ".join(MISSING)}; pip install -e ".[tpu-compile,gpu-compile]"'
-)
-pytestmark = pytest.mark.compile
+
+def needs_compilers(test):
+    """Marks a test that compiles for v5e or H100."""
+    reason = f'not installed: {", ".join(MISSING)}; pip install -e ".[tpu-compile,gpu-compile]"'
+    return pytest.mark.compile(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
+
 
 # Small, because only the structure of the compiled program is looked at.
 SMALL = {'size': 8, 'channels': 128, 'num_masks': 16}
@@ -70,8 +75,8 @@ def test_static_time_on_a_tpu_is_near_the_floor_of_its_vector_unit():
     for (direction, *_), layer, record in zip(FULL, FULL.values(), measured('v5e', 'full'), strict=True):
         floor = layer.operations / (4 * 8 * 128)
         allowed = {'forward': 1.5, 'backward': 3}[direction]
-        if not layer.share_masks and layer.batch == 16:
-            # Masks of one's own are transposed once a call, which is two thirds of the floor at this batch.
+        if direction == 'forward' and not layer.share_masks and layer.batch == 16:
+            # Masks of each channel are transposed once a call. At this batch that alone takes 0.6 of the floor.
             allowed += 0.5
         assert record['unknown_loops'] == 0, layer
         assert record['bundles'] <= allowed * floor, (layer, record['bundles'] / floor)
@@ -100,6 +105,49 @@ def test_gpu_compiler_still_aborts_on_the_smallest_program():
     answer = in_child('experiments.compile.triton_abort', 'h100', {'barrier': False}, 600)
     assert 'triton_tiling_propagation' in answer['error']
     assert in_child('experiments.compile.triton_abort', 'h100', {'barrier': True}, 600) == 'compiled'
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--target=v9'], ["'v9'", 'v4,v5e,v5p,v6e,h100']),
+        (['--program=run'], ["'run'", 'train,step,evaluate']),
+        (['--batch_size=7'], ["'7'", '0,16,128,1024']),
+        (['--output=s3://bucket/x'], ['--output=s3://bucket/x', 'URL']),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, words, monkeypatch):
+    monkeypatch.setattr(targets, 'missing_compiler', lambda target: '')
+    with pytest.raises(InputError) as error:
+        main(options)
+    assert '\n' not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_output_that_holds_something_else_is_refused_and_kept(tmp_path):
+    output = tmp_path / 'notes.json'
+    output.write_text('{"a": 1}')
+    with pytest.raises(InputError, match='is not a list of records'):
+        read_records(output)
+    assert output.read_text() == '{"a": 1}'
+
+
+def test_records_are_read_back_and_shown(tmp_path):
+    request = {'target': 'v5e', 'program': 'train', 'config': 'baseline', 'devices': 4, 'batch_size': 0, 'dtype': ''}
+    fits = {
+        'request': request, 'memory': 2**33, 'memory_there': 2**34, 'loops': 1, 'kernels': 300, 'compile_seconds': 61.2,
+        'collectives': {'all-reduce': 3}, 'static_milliseconds': 1.25, 'unknown_loops': 0,
+    }  # fmt: skip
+    too_large = fits | {'memory': 2**35, 'unknown_loops': 2}
+    aborts = {'request': request, 'error': 'exit -6: Check failed'}
+    write_records(tmp_path / 'records.json', [fits, too_large, aborts])
+    records = read_records(tmp_path / 'records.json')
+    assert records == [fits, too_large, aborts]
+    first, second, third = table(records).splitlines()[2:]
+    assert '| 4 x v5e |' in first and '| 8.00 of 16 |' in first and '| 3 all-reduce | 1.25 | 61 s |' in first
+    assert '**32.00 of 16: 16.00 too much**' in second and '| >1.25 |' in second
+    assert '**does not compile**: exit -6: Check failed' in third
+    assert len({line.count('|') for line in (first, second, third)}) == 1
 
 
 def test_missing_compilers_are_named(monkeypatch):
