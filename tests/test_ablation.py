@@ -119,14 +119,15 @@ def test_killed_grid_resumes_to_the_same_results(tmp_path):
 
 def worker_of(folder: Path, seed: int, known: set[int]) -> int:
     """Waits until a new process works on a run, and returns its id."""
-    lock = folder / f'runs/smoke/{ROW}_seed{seed}/lock'
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
-        words = lock.read_text().split() if lock.exists() else []
-        if len(words) > 1 and int(words[1]) not in known:
-            return int(words[1])
+        for log in (folder / 'runs/smoke').glob('worker*.log'):
+            for line in log.read_text().splitlines():
+                words = line.split()
+                if words[:1] == ['process'] and words[-1] == f'{ROW}_seed{seed}' and int(words[1][:-1]) not in known:
+                    return int(words[1][:-1])
         time.sleep(0.02)
-    raise AssertionError(f'nobody works on {lock.parent}')
+    raise AssertionError(f'nobody works on seed {seed} in {folder}')
 
 
 def wait_until_gone(process: int) -> None:

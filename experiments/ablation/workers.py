@@ -17,6 +17,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from multiprocessing import connection as connections
@@ -30,7 +31,7 @@ from experiments.command import STOPPED_EARLY
 from experiments.processes import start_process
 from pnn_jax.data import Dataset
 from pnn_jax.errors import StoppedEarly
-from pnn_jax.runtime import CPU_XLA_FLAGS, HUGE_PAGES, quieten_logs, stop_conditions
+from pnn_jax.runtime import CPU_XLA_FLAGS, HUGE_PAGES, SafeStream, quieten_logs, stop_conditions
 
 POLL_SECONDS = 0.2  # how often the parent asks whether to stop
 STOP_SECONDS = 10  # how long a worker without a run may take to end
@@ -187,6 +188,7 @@ def serve(connection: Connection, cores: list[int], stored: Dataset, folder: Pat
             task = connection.recv()
         except EOFError:
             return
+        print(f'process {os.getpid()}: {task.name}', file=sys.stderr, flush=True)  # in the log, before what follows it
         try:
             answer = train(task, dataset, should_stop)
         except StoppedEarly as reason:
@@ -213,6 +215,7 @@ def _redirect_output(log: Path) -> None:
                 os.dup2(file.fileno(), 2)
         except OSError:
             os.dup2(nowhere.fileno(), 2)
+    sys.stderr = SafeStream(sys.stderr, owned=True)  # a full disk behind the log must not end the worker
 
 
 def _end_with_parent() -> None:
