@@ -62,13 +62,22 @@ def release_unused() -> None:
 def quieten_logs() -> None:
     """Keeps warnings, and drops the dozens of informational lines that checkpointing and start-up print.
 
-    The errors that orbax logs while it saves are dropped too: `Checkpointer` reports them in one line, with the cause.
+    The errors that are logged while orbax saves are dropped too: `Checkpointer` reports them in one line, with the
+    cause. A failed save leaves coroutines behind that find their event loop closed, at any time until the process ends.
     """
+    sys.unraisablehook = _show_unraisable
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
-    logging.getLogger('orbax').setLevel(logging.CRITICAL)
+    for name in ('orbax', 'asyncio', 'concurrent.futures'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     absl_logging.get_absl_handler().addFilter(
         lambda record: '/orbax/' not in record.pathname or logging.ERROR > record.levelno >= logging.WARNING
     )
+
+
+def _show_unraisable(unraisable) -> None:
+    """Python's own hook for exceptions that nobody can catch, without those of coroutines of a failed save."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == 'Event loop is closed'):
+        sys.__unraisablehook__(unraisable)
 
 
 class SafeStream:

@@ -232,10 +232,10 @@ def test_process_of_somebody_else_is_never_replaced(how):
     """As %run in a notebook does it, and the debuggers."""
     code = f"""
 import os, runpy, sys
-def execve(*arguments):
-    print('the process was replaced')
+def replaced(*arguments):
+    print('the process was replaced', flush=True)
     os._exit(99)
-os.execve = execve
+os.execv = os.execve = replaced
 sys.path.insert(0, '')
 sys.argv = ['pnn_jax/main.py', '--config=nothing']
 {how}
@@ -316,7 +316,7 @@ def test_loss_that_is_not_finite_before_anything_was_saved(tmp_path, data):
 
 @pytest.mark.parametrize('limit', [2**9, 2**14])
 def test_full_disk_is_one_line_with_its_cause(tmp_path, data, limit):
-    """A limit on the size of files fails the first file of the run, or the checkpoint inside of tensorstore."""
+    """A limit on the size of files fails the first file of the run, or the checkpoint inside of orbax."""
     setup = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))'
     done = train(tmp_path / 'run', data, setup=setup)
     assert done.returncode == 1

@@ -1,12 +1,14 @@
 """What concerns the whole process: the restart for huge pages, printing that cannot fail, signals."""
 
 import io
+import logging
 import os
 import signal
 import sys
 import types
 
 import pytest
+from absl import logging as absl_logging
 
 from pnn_jax import runtime
 from pnn_jax.runtime import SafeStream, restart_with_huge_pages, stop_conditions
@@ -64,6 +66,26 @@ def test_interpreter_that_cannot_be_started_again_does_not_fail_the_run(own_proc
 
     monkeypatch.setattr(os, 'execve', execve)
     restart_with_huge_pages('pnn_jax.main')
+
+
+def test_only_what_a_failed_save_logs_is_dropped(monkeypatch, caplog):
+    """Orbax's threads log some pages, and Python's libraries that their event loop is closed, at any later time."""
+    dropped = [logging.getLogger(name) for name in ('orbax.checkpoint', 'asyncio', 'concurrent.futures')]
+    for logger in (logging.getLogger('orbax'), *dropped, logging.getLogger('jax._src.xla_bridge')):
+        monkeypatch.setattr(logger, 'level', logger.level)  # puts the levels back
+    handler = absl_logging.get_absl_handler()
+    monkeypatch.setattr(handler, 'filters', list(handler.filters))
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+    shown = []
+    monkeypatch.setattr(sys, '__unraisablehook__', shown.append)
+    runtime.quieten_logs()
+    for error in (RuntimeError('Event loop is closed'), another := RuntimeError('another')):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [unraisable.exc_value for unraisable in shown] == [another]
+    for logger in dropped:
+        logger.error('exception calling callback')
+    logging.getLogger('pnn_jax').warning('kept')
+    assert [record.message for record in caplog.records] == ['kept']
 
 
 class Broken(io.StringIO):
