@@ -1,4 +1,4 @@
-"""The training loop: `train_and_evaluate(config, workdir)` is a whole run, resumed wherever its workdir stands."""
+"""The training loop. `train_and_evaluate(config, workdir)` does a whole run, or resumes the run in `workdir`."""
 
 import os
 import time
@@ -36,25 +36,27 @@ def train_and_evaluate(
     dataset: Dataset | Stream | None = None,
     lock: bool = True,
 ) -> dict:
-    """Trains and evaluates as `config` says, resuming where the run in `workdir` stands.
+    """Trains and evaluates as `config` says. A run that `workdir` holds already is resumed from its latest checkpoint.
 
     Args:
         config: as `configs/default.py`.
-        workdir: the folder for what the run leaves; with several seeds, each has a folder in it.
-        should_stop: asked between dispatches and between batches of evaluation for a reason to stop, '' for none. A
-            reason saves the state and raises StoppedEarly.
-        dataset: already loaded data, otherwise what `config.data` says.
+        workdir: the folder for all files of the run. With several seeds, each has a folder `seed_<seed>` in it.
+        should_stop: returns the reason to stop, or '' to continue. It is called between steps and between batches of
+            evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.
+        dataset: data that are loaded already; None loads what `config.data` says.
         lock: keep other processes out of the workdir; see `Workdir.open`.
 
     Returns:
-        The content of `result.json`.
+        The content of `result.json`: counts, accuracies (fractions), interval, versions; see `run_result` in
+        pnn_jax/run/result.py. For several seeds: their mean, standard deviation and results (`summarise_seeds`).
 
     Raises:
-        InputError: the config, data set or workdir is not valid, or they do not belong together. Nothing was written.
+        InputError: the config, data set or workdir is not valid, or the workdir holds another run. Nothing was written.
         RunError: the loss is not finite, checkpoints are damaged, the disk is full.
-        StoppedEarly: `should_stop` asked for it; the same call resumes the run.
+        StoppedEarly: `should_stop` returned a reason; the same call resumes the run.
     """
     trainer = Trainer.create(config, dataset)
+    # Not part of `create`, because a network can be evaluated with a batch size that it cannot be trained with.
     check_batch_norms(
         trainer.model, trainer.feed.image_shape, batch_size=config.batch_size, num_train=trainer.feed.num_train
     )
@@ -63,10 +65,10 @@ def train_and_evaluate(
     with Workdir.open(workdir, config, primary=jax.process_index() == 0, lock=lock) as parent:
         results = []
         for offset in range(config.num_seeds):
-            single = config.copy_and_resolve_references()
-            single.seed, single.mask_seed, single.num_seeds = config.seed + offset, config.mask_seed + offset, 1
-            path = parent.path / f'seed_{single.seed}'
-            results.append(train_seed(trainer, single, path, should_stop, lock=lock, parent=parent))
+            one_seed = config.copy_and_resolve_references()
+            one_seed.seed, one_seed.mask_seed, one_seed.num_seeds = config.seed + offset, config.mask_seed + offset, 1
+            path = parent.path / f'seed_{one_seed.seed}'
+            results.append(train_seed(trainer, one_seed, path, should_stop, lock=lock, parent=parent))
         summary = summarise_seeds(results)
         return summary if parent.result() == summary else parent.write_result(summary)
 
@@ -80,7 +82,7 @@ def train_seed(
     lock: bool = True,
     parent: Workdir | None = None,
 ) -> dict:
-    """One seed, from wherever its workdir stands to its result. Arguments and errors as `train_and_evaluate`."""
+    """Trains one seed, or resumes it, up to its result. Arguments and errors as `train_and_evaluate`."""
     primary = jax.process_index() == 0
     with (
         Workdir.open(path, config, primary=primary, lock=lock, parent=parent) as workdir,
@@ -88,45 +90,47 @@ def train_seed(
     ):
         check_resumable(workdir, checkpointer, trainer)
         if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:
-            return result
+            return result  # this run is finished already
         say('compiling the training step; on a CPU this takes about 10 seconds, for large networks up to a minute')
         trainer.compile()
         state, fixed, saver = resume(workdir, checkpointer, trainer, config)
         counts = count_variables(all_variables(state, fixed))
-        step, evaluation = int(state.step), None
+        step, evaluation = int(state.step), None  # step counts on the host, so that no step waits for the device
         with RunLog(workdir, config, primary=primary) as log:
             describe_run(log.say, config, trainer.data, counts, epochs_done=len(workdir.history))
-            while len(workdir.history) < config.num_epochs:
+            while len(workdir.history) < config.num_epochs:  # one entry per finished epoch
                 epoch = len(workdir.history)
-                end = (epoch + 1) * trainer.steps_per_epoch
-                first = step - epoch * trainer.steps_per_epoch
-                began, images = time.perf_counter(), 0
-                if first == 0:
+                epoch_end = (epoch + 1) * trainer.steps_per_epoch
+                first_step = step - epoch * trainer.steps_per_epoch  # not 0 where the run stopped within the epoch
+                started, images = time.perf_counter(), 0
+                if first_step == 0:
                     state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
-                for batches in trainer.feed.batches(state.key, epoch, first):
+                for batches in trainer.feed.batches(state.key, epoch, first_step):
                     state = trainer.train_steps(state, fixed, batches)
                     before, step = step, step + batches.num_steps
                     images += batches.num_steps * batches.batch_size
-                    logged = crossed(config.log.every_steps, before, step) or step == end
-                    if logged:  # the only place within an epoch that waits for the device
+                    logged = crossed(config.log.every_steps, before, step) or step == epoch_end
+                    if logged:  # within an epoch, only this and checkpoints wait for the device
                         saver.check_finite(state)
-                        log.progress(progress(trainer, config, state, step, images / (time.perf_counter() - began)))
-                    if step < end:
-                        # Several hosts agree where they wait anyway; a single one is asked at every dispatch.
+                        log.progress(progress(trainer, config, state, step, images / (time.perf_counter() - started)))
+                    if step < epoch_end:
+                        # Hosts must stop together. To agree they wait for each other, so they do it only where they
+                        # wait for the device anyway. A single host can look after every call.
                         reason = agreed(should_stop()) if logged or jax.process_count() == 1 else ''
                         saver.between_steps(state, reason, due=crossed(config.checkpoint.every_steps, before, step))
-                images_per_second = images / (time.perf_counter() - began)
+                images_per_second = images / (time.perf_counter() - started)  # of training, without the evaluation
                 with saver.saving_if_stopped(state):
                     evaluation = trainer.evaluate(all_variables(state, fixed), should_stop)
                 metrics = epoch_metrics(trainer, state, evaluation) | {
                     'images_per_second': images_per_second,
-                    'seconds': time.perf_counter() - began,
+                    'seconds': time.perf_counter() - started,
                 }
                 saver.after_epoch(state, metrics, evaluation)
                 log.epoch(metrics)
-                if len(workdir.history) < config.num_epochs:
+                if len(workdir.history) < config.num_epochs:  # after the last epoch there is nothing left to stop
                     saver.stop(agreed(should_stop()))
             checkpointer.wait()
+            # No epoch was left where the last attempt ended just before it wrote the result.
             evaluation = evaluation or trainer.evaluate(all_variables(state, fixed))
             result = workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
             log.finish(workdir.history)
@@ -134,7 +138,7 @@ def train_seed(
 
 
 def progress(trainer: Trainer, config, state: TrainState, step: int, images_per_second: float) -> Progress:
-    """Where the run stands; waits for the device."""
+    """The progress of the run, for the log. Waits for the device."""
     train = jax.device_get(state.epoch_metrics).compute()
     total = config.num_epochs * trainer.steps_per_epoch
     return Progress(step, total, train['loss'], train['accuracy'], images_per_second)

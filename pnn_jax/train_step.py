@@ -2,7 +2,7 @@
 
 Variables come in three parts. `params` are trained, `batch_stats` are the running statistics of the batch norms, and
 `fixed` holds the collections that never change: the noise masks and a frozen stem. `fixed` is an argument of its own,
-never part of the train state, so that the state's buffers can be donated.
+never part of the train state. The compiled step can then donate the state's buffers without losing the masks.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pnn_jax.metrics import Metrics, judge
 Variables = dict[str, Any]
 Preprocess = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images uint8 [b, h, w, c]) -> what the network sees
 
-# What a training step draws at random, each from a key of its own.
+# One key per random stream of a training step. `preprocess` gets 'augment'; the model gets the others as `rngs`.
 RANDOM_STREAMS = ('augment', 'dropout', 'activation', 'redraw')
 
 
@@ -28,14 +28,14 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that training changes.
 
     Attributes:
-        step: int32 [], updates made.
+        step: int32 [], number of updates so far.
         params: trained parameters.
         batch_stats: running statistics of the batch norms.
-        opt_state: of the optimizer.
-        key: typed PRNG key of the run. Everything random in training is `fold_in` of it, so that the position
-            (seed, epoch, step) determines all draws.
-        epoch_metrics: sums over the examples of the current epoch, in training mode.
-        diverged_at: int32 [], the first step whose loss was not finite, or -1.
+        opt_state: state of the optimizer.
+        key: typed PRNG key of the run; it never changes. Every random draw of training uses a key that is folded from
+            it, so (seed, epoch, step) determines all draws.
+        epoch_metrics: counts and loss over the current epoch so far, in training mode, each batch before its update.
+        diverged_at: int32 [], the first step (from 0) whose loss was not finite, or -1.
     """
 
     step: jax.Array
@@ -48,7 +48,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_train_state(variables: Variables, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A state at step 0 with the given variables; `fixed_collections(variables)` are not part of it."""
+    """A state at step 0. It holds the given variables without their `fixed_collections`."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables['params'],
@@ -61,12 +61,12 @@ def create_train_state(variables: Variables, optimizer: optax.GradientTransforma
 
 
 def fixed_collections(variables: Variables) -> Variables:
-    """The collections that training never changes: `noise_masks`, and `frozen` where the stem is."""
+    """The collections that training never changes: `noise_masks`, and `frozen` for a frozen stem."""
     return {name: value for name, value in variables.items() if name not in ('params', 'batch_stats')}
 
 
 def all_variables(state: TrainState, fixed: Variables) -> Variables:
-    """What `model.apply` takes."""
+    """All collections of the network, as `model.apply` takes them."""
     return {'params': state.params, 'batch_stats': state.batch_stats, **fixed}
 
 
@@ -80,12 +80,16 @@ def loss_fn(
     *,
     model: nn.Module,
 ) -> tuple[jax.Array, tuple[jax.Array, Variables]]:
-    """Mean cross entropy of a batch in training mode (nats), with the logits [b, classes] and the new batch_stats."""
+    """The loss of a batch in training mode; differentiable in `params`.
+
+    Returns:
+        Mean cross entropy in nats, and (logits [b, classes], new batch_stats).
+    """
     variables = {'params': params, 'batch_stats': batch_stats, **fixed}
-    logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=keys)
+    logits, new_stats = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=keys)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, (logits, updates.get('batch_stats', {}))
+    return loss, (logits, new_stats.get('batch_stats', {}))
 
 
 def train_step(
@@ -98,18 +102,18 @@ def train_step(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
 ) -> TrainState:
-    """One update: augment, differentiate, step.
+    """One update: augment the images, differentiate the loss, apply the optimizer.
 
     The result does not depend on the number of devices, except for rounding: random draws are per example, and batch
     norms see the whole batch.
 
     Args:
-        state: before the update.
+        state: before the update. Its `step` and `key` determine all random draws.
         fixed: the collections that never change.
         images: uint8 [b, h, w, c].
         labels: int32 [b].
-        model: called as model.apply(variables, images, train).
-        optimizer: of `params`.
+        model: called as model.apply(variables, images, train=True).
+        optimizer: updates `params`.
         preprocess: augments and normalises the images, inside the compiled step.
     """
     step_key = jax.random.fold_in(state.key, state.step)
@@ -119,25 +123,29 @@ def train_step(
     (loss, (logits, batch_stats)), gradients = grad(
         state.params, state.batch_stats, fixed, images, labels, keys, model=model
     )
-    changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    metrics = judge(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).total()  # training batches have no padding
     diverged_now = ~jnp.isfinite(loss) & (state.diverged_at < 0)
     return state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, changes),
+        params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
-        epoch_metrics=state.epoch_metrics.merge(judge(logits, labels, jnp.ones(labels.shape, bool)).total()),
+        epoch_metrics=state.epoch_metrics.merge(metrics),
         diverged_at=jnp.where(diverged_now, state.step, state.diverged_at),
     )
 
 
 def train_steps(state: TrainState, fixed: Variables, batches: Batches, **parts) -> TrainState:
-    """`batches.num_steps` updates in one program; `parts` are those of `train_step`."""
+    """Makes `batches.num_steps` updates in one program.
+
+    `parts` are the keyword arguments of `train_step`: model, optimizer, preprocess.
+    """
 
     def step(state, index):
         images, labels = batches.batch(index)
         return train_step(state, fixed, images, labels, **parts), None
 
-    if batches.num_steps == 1:
+    if batches.num_steps == 1:  # without a loop, in which XLA:CPU computes convolutions slowly
         return step(state, 0)[0]
     return jax.lax.scan(step, state, jnp.arange(batches.num_steps))[0]

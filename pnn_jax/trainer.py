@@ -26,18 +26,19 @@ from pnn_jax.run.console import say
 from pnn_jax.run.result import DataSummary
 from pnn_jax.runtime import release_unused
 from pnn_jax.train_step import TrainState, Variables, create_train_state, fixed_collections, train_steps
-from pnn_jax.validate import check_builds, check_fits_data, check_platform, validate_config
+from pnn_jax.validate import check_fits_data, check_fits_memory, check_platform, validate_config
 
 STEPS_PER_DISPATCH = 20  # on accelerators, where launching a program takes as long as a small step
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Made by `create`. `config.num_seeds` and the seeds themselves are not looked at.
+    """Made by `create`. It does not depend on the seeds in `config`; `init` takes them as arguments.
 
     Attributes:
         feed: yields the batches of the training set and of the test set.
-        data: what a run records of the data set.
+        data: the description of the data set that goes into the files of a run.
+        schedule: step -> learning rate.
     """
 
     config: Any
@@ -50,10 +51,11 @@ class Trainer:
 
     @classmethod
     def create(cls, config, data: Dataset | Stream | None = None) -> 'Trainer':
-        """Loads the data, if they are not given, and checks that config, data and machine go together.
+        """Loads the data, unless they are given, and builds the network. Checks that config, data and machine agree.
 
         Raises:
-            InputError: they do not.
+            InputError: the config is not valid, the data cannot be read, they do not fit the network, or the network is
+                larger than this machine's memory.
         """
         validate_config(config)
         check_platform(config.platform)
@@ -73,7 +75,7 @@ class Trainer:
             schedule=schedule,
             optimizer=create_optimizer(config.optimizer, schedule),
         )
-        check_builds(config, trainer.shapes)
+        check_fits_memory(config, trainer.shapes)
         return trainer
 
     @property
@@ -82,16 +84,19 @@ class Trainer:
 
     @property
     def replicated(self) -> NamedSharding:
-        """A copy on every device."""
+        """The sharding that puts a copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def preprocess(self, key: jax.Array | None, images: jax.Array, *, augment: str | None = None) -> jax.Array:
-        """What the network sees of uint8 images, augmented as `config.data` says or as named."""
+        """The network's input from images uint8 [b, h, w, c]: augmented with `key`, then normalised.
+
+        `augment` replaces config.data.augment; 'none' needs no key.
+        """
         data, dtype = self.config.data, jnp.dtype(self.config.model.dtype)
         return preprocess(images, data.mean, data.std, augment=augment or data.augment, key=key, dtype=dtype)
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Logits of uint8 images, in evaluation mode."""
+        """Logits [b, classes] of images uint8 [b, h, w, c], in evaluation mode."""
         logits = self.model.apply(variables, self.preprocess(None, images, augment='none'), train=False)
         assert isinstance(logits, jax.Array)  # without `mutable`, apply returns the output alone
         return logits
@@ -103,9 +108,9 @@ class Trainer:
         return jax.jit(partial(train_steps, **parts), donate_argnums=0)
 
     def compile(self) -> None:
-        """Compiles `train_steps` for every shape of batches of an epoch.
+        """Compiles `train_steps` for every shape of batches of an epoch. JAX keeps the programs for the real calls.
 
-        Call it before `init`: the compiler needs about as much memory as training does.
+        Call it before `init`: the compiler needs about as much memory as training, so both at once would double it.
         """
         on_mesh = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated)
         state, fixed = jax.tree.map(on_mesh, self.shapes)
@@ -114,14 +119,14 @@ class Trainer:
         release_unused()
 
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
-        """A fresh state and the fixed collections, on all devices."""
+        """A new state and the fixed collections, with a copy on every device."""
         state, fixed = replicate(self._init(init_variables, seed, mask_seed), self.replicated)
         release_unused()
         return state, fixed
 
     @cached_property
     def shapes(self) -> tuple[TrainState, Variables]:
-        """What `init` returns, as shapes and types; nothing is computed."""
+        """The shapes and types of what `init` returns. Nothing is computed."""
         return jax.eval_shape(lambda: self._init(draw_variables, 0, 0))
 
     def _init(self, draw: Callable[..., Variables], seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
@@ -134,7 +139,11 @@ class Trainer:
         return make_evaluate(self.predict)
 
     def evaluate(self, variables: Variables, should_stop: Callable[[], str] = lambda: '') -> Evaluation:
-        """Exact outcomes on the test set; raises StoppedEarly where `should_stop`, asked at every batch, says so."""
+        """Evaluates exactly on the test set.
+
+        Raises:
+            StoppedEarly: `should_stop`, which is called before every batch, returned a reason.
+        """
 
         def batches():
             for batch in self.feed.eval_batches(self.config.eval_batch_size):
@@ -146,7 +155,7 @@ class Trainer:
 
 
 def read_data(data_config) -> Dataset | Stream:
-    """`load_data` that says what it reads, and what is notable about it."""
+    """`load_data`; prints what it reads and the notes about the data."""
     say(f'reading data: {data_config.source} {data_config.path}'.rstrip())
     data = load_data(data_config)
     for note in data.notes:
@@ -155,7 +164,11 @@ def read_data(data_config) -> Dataset | Stream:
 
 
 def create_feed(data: Dataset | Stream, mesh: jax.sharding.Mesh, config) -> DeviceFeed | StreamFeed:
-    """The feed of a data set. A CPU runs one step a dispatch: within a loop XLA makes its convolutions slow."""
+    """The feed of a data set.
+
+    By default a CPU runs one step per call of the compiled program, because XLA:CPU computes convolutions slowly inside
+    a loop. Accelerators run STEPS_PER_DISPATCH.
+    """
     if isinstance(data, Stream):
         return StreamFeed(data, mesh, batch_size=config.batch_size)
     default = 1 if jax.default_backend() == 'cpu' else STEPS_PER_DISPATCH

@@ -187,7 +187,7 @@ def check_platform(platform: str) -> None:
         raise InputError(f'config.platform={platform!r}: jax found only {found!r} (is the right extra installed?)')
 
 
-def check_builds(config, variables) -> None:
+def check_fits_memory(config, variables) -> None:
     """Raises InputError where a network with these variables (or their shapes) is larger than this machine's memory."""
     needed = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(variables))
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

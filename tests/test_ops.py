@@ -329,7 +329,7 @@ def test_a_strided_1x1_convolution_equals_that_of_lax():
         ({'noise_masks': jnp.ones((3, 3, 2, 5))}, ['noise_masks of shape (3, 3, 2, 5)', '[3, 3, 4 or 1, m]']),
         ({'noise_masks': jnp.ones((3, 2, 4, 5))}, ['noise_masks of shape (3, 2, 4, 5)']),
         ({'noise_masks': jnp.ones((3, 3, 4, 0))}, ['at least one mask']),
-        ({'weights': jnp.ones((4, 6, 2))}, ['weights of shape (4, 6, 2)', '[4, 5, outputs a channel]']),
+        ({'weights': jnp.ones((4, 6, 2))}, ['weights of shape (4, 6, 2)', '[4, 5, outputs per channel]']),
         ({'weights': jnp.ones((4, 5))}, ['weights of shape (4, 5)']),
         ({'activation': 'gelu'}, ["activation='gelu'", 'relu, lrelu']),
         ({'activation': 'prelu'}, ['slope=None', 'scalar']),

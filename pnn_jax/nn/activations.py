@@ -1,4 +1,4 @@
-"""The eight activations of the audit's `utils.act_fn` (mk), and a module that owns what an activation learns.
+"""The activations as a flax module, which owns the slope that prelu learns. The functions are in `ops/activations.py`.
 
 The leaky family needs a slope for negative values: `lrelu` has a constant, `prelu` learns one scalar, and `rrelu` draws
 a random slope per value in training and uses their mean in evaluation. All constants are the defaults of `torch.nn`.
@@ -12,28 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from pnn_jax.errors import InputError
+from pnn_jax.ops.activations import ACTIVATIONS, RRELU_BOUNDS
 
 LRELU_SLOPE = 0.01
 PRELU_INITIAL_SLOPE = 0.25
-RRELU_BOUNDS = (1 / 8, 1 / 3)
 RRELU_EVAL_SLOPE = sum(RRELU_BOUNDS) / 2
-
-
-def _leaky(x: jax.Array, slope: jax.Array | float) -> jax.Array:
-    return jnp.where(x >= 0, x, slope * x)
-
-
-# name -> function(x, slope). Only the leaky family uses the slope.
-ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
-    'relu': lambda x, slope=None: jax.nn.relu(x),
-    'lrelu': _leaky,
-    'prelu': _leaky,
-    'rrelu': _leaky,
-    'elu': lambda x, slope=None: jax.nn.elu(x),
-    'selu': lambda x, slope=None: jax.nn.selu(x),
-    'tanh': lambda x, slope=None: jnp.tanh(x),
-    'sigmoid': lambda x, slope=None: jax.nn.sigmoid(x),
-}
 
 
 def check_activation(kind: Any) -> None:

@@ -2,11 +2,14 @@
 
     y[b, h, w, g, k] = sum_m weights[g, m, k] * activation(x[b, h, w, g] + noise_level * noise_masks[h, w, g or 1, m])
 
-Written out, this needs `num_masks` copies of the input, forward and backward. The implementations here need none: each
-sums over the masks inside one fused expression, and its backward pass computes the perturbed values again from x.
+In all shapes, b counts images, h and w rows and columns, g input channels, m masks, and k the outputs of one channel.
 
-`IMPLEMENTATIONS` lists them. They differ in layout and speed, not in results. To add one, write a file with the two
-functions of an `Implementation` and add a line to that dictionary; the tests then run over it too.
+Written out, this needs `num_masks` copies of the input, in the forward and in the backward pass. The implementations
+'cpu' and 'accelerator' need none. They sum over the masks inside a fused expression, and in the backward pass they
+recompute the perturbed values from x.
+
+All implementations give the same results; they differ in memory layout and speed. To add one, write a file with the two
+functions of an `Implementation`, and add a line to `IMPLEMENTATIONS`. The tests then cover it too.
 """
 
 import math
@@ -19,9 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from pnn_jax.errors import InputError
-from pnn_jax.nn.activations import ACTIVATIONS
 from pnn_jax.ops import accelerator, cpu, reference
-from pnn_jax.ops.responses import Activation, activate, draw_slopes
+from pnn_jax.ops.activations import ACTIVATIONS, ActivationLike, activate, draw_slopes
 
 __all__ = [
     'IMPLEMENTATIONS',
@@ -39,7 +41,7 @@ class Implementation(NamedTuple):
     Attributes:
         combine: (x, noise_masks, weights, slope, key, *, noise_level, activation) -> y, as in `perturb_combine`.
         gradients: (x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation) -> gradients of x,
-            noise_masks, weights and slope, for the cotangent y_bar of y. The gradient of a slope of None is None.
+            noise_masks, weights and slope, for the cotangent y_bar of y. Where slope is None, so is its gradient.
     """
 
     combine: Callable[..., jax.Array]
@@ -52,7 +54,7 @@ IMPLEMENTATIONS = {
     'accelerator': Implementation(accelerator.combine, accelerator.gradients),
 }
 
-# What 'auto' takes on a platform; on all others it takes 'accelerator'.
+# The implementation that 'auto' chooses on a platform. On every other platform it chooses 'accelerator'.
 IMPLEMENTATION_OF_PLATFORM = {'cpu': 'cpu'}
 
 _LEAKY = ('lrelu', 'prelu', 'rrelu')
@@ -64,40 +66,43 @@ def perturb_combine(
     weights: jax.Array,
     *,
     noise_level: float,
-    activation: Activation,
+    activation: ActivationLike,
     slope: jax.Array | None = None,
     key: jax.Array | None = None,
     implementation: str = 'auto',
 ) -> jax.Array:
-    """Combines the responses of every channel to its masks.
+    """Adds the masks to each channel, activates, and combines the results with weights; channels are not mixed.
 
-    Differentiable in x, noise_masks, weights and slope, in reverse mode. Sums are in float32 or wider, except in the
-    implementation 'reference'.
+    The formula is at the top of this module. Reverse-mode gradients exist for x, noise_masks, weights and slope;
+    forward mode (jax.jvp) is not supported. Sums are in float32 or wider, except in the implementation 'reference'.
 
     Args:
         x: [b, h, w, g], of a floating-point type.
         noise_masks: [h, w, g, m], or [h, w, 1, m] where all channels share them. They are raw: `noise_level`
             multiplies them here.
-        weights: [g, m, k], for k outputs a channel.
-        noise_level: factor of the masks.
-        activation: a name in `ACTIVATIONS`; or an elementwise function of one array, which must be hashable and must
-            not use other traced arrays; or None for no activation, where the sum over masks has a closed form.
+        weights: [g, m, k], for k outputs per channel.
+        noise_level: factor of the masks; a Python number.
+        activation: a name in `ACTIVATIONS`, an elementwise function of one array, or None for no activation. A function
+            is a static argument of the compiled program. It must therefore be hashable and must not use traced arrays
+            from outside.
         slope: scalar, for lrelu, prelu and rrelu. The other activations ignore it.
         key: for rrelu in training. Every perturbed value then gets a random slope of its own, drawn from
             fold_in(key, index of its mask), and `slope` is not used.
-        implementation: a name in `IMPLEMENTATIONS`, or 'auto': the platform for which the program is lowered decides.
+        implementation: a name in `IMPLEMENTATIONS`, or 'auto' to choose by the platform for which the program is
+            lowered.
 
     Returns:
         y [b, h, w, g, k], in the dtype of x.
 
     Raises:
-        InputError: for shapes that do not fit, or an unknown activation or implementation.
+        InputError: shapes do not fit; the activation or implementation is unknown; a slope is missing; a key is given
+            for an activation other than rrelu; noise_level is an array.
     """
     _check_shapes(x, noise_masks, weights)
     _check_options(noise_level, activation, slope, key)
     if implementation != 'auto' and implementation not in IMPLEMENTATIONS:
         raise InputError(f'implementation={implementation!r}: allowed are auto, {", ".join(IMPLEMENTATIONS)}')
-    if activation is None:
+    if activation is None:  # y is linear in x: sum_m w (x + level n) = x sum_m w + level sum_m w n
         offset = jnp.sum(noise_masks[..., None] * weights[None, None], axis=-2)
         return x[..., None] * weights.sum(1)[None, None, None] + (noise_level * offset)[None]
     if key is not None:
@@ -111,20 +116,23 @@ def perturb_combine_dense(
     weights: jax.Array,
     *,
     noise_level: float,
-    activation: Activation,
+    activation: ActivationLike,
     slope: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """One mask a channel, combined over all channels by a product of matrices.
+    """One mask per channel, combined over all channels by a product of two matrices (a 1x1 convolution).
+
+    With a single mask, the perturbed map is no larger than the input. So there is nothing to save by fusing, and JAX
+    differentiates this function itself, on every platform.
 
     Args:
         x: [b, h, w, g].
         noise_masks: [h, w, g or 1, 1].
-        weights: [g, o].
+        weights: [g, o], for o outputs.
         noise_level, activation, slope, key: as in `perturb_combine`.
 
     Returns:
-        [b, h, w, o].
+        [b, h, w, o], in the dtype of x.
 
     Raises:
         InputError: as `perturb_combine`.
@@ -132,7 +140,7 @@ def perturb_combine_dense(
     _check_shapes(x, noise_masks, weights[:, None] if weights.ndim == 2 else weights)
     _check_options(noise_level, activation, slope, key)
     if noise_masks.shape[-1] != 1:
-        raise InputError(f'noise_masks of shape {noise_masks.shape}: perturb_combine_dense takes one mask a channel')
+        raise InputError(f'noise_masks of shape {noise_masks.shape}: perturb_combine_dense takes one mask per channel')
     perturbed = x + noise_level * noise_masks[None, ..., 0]
     if key is not None:
         slope = draw_slopes(key, 0, perturbed.shape, perturbed.dtype)
@@ -148,7 +156,7 @@ def combine_channels(x: jax.Array, weights: jax.Array, stride: int = 1) -> jax.A
         # The barrier keeps XLA:GPU from fusing the strided slice into the product: its Triton emitter aborts the
         # process where the slice reads elementwise operations on a reshaped matrix (tests/test_compile.py).
         x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
-    rows = math.prod(x.shape[:-1])  # not -1, which a map without pixels does not allow
+    rows = math.prod(x.shape[:-1])  # reshape cannot infer a -1 where the array is empty
     return (x.reshape(rows, x.shape[-1]) @ weights).reshape(*x.shape[:-1], weights.shape[-1])
 
 
@@ -158,13 +166,14 @@ def perturb_combine_reference(
     weights: jax.Array,
     *,
     noise_level: float,
-    activation: Activation,
+    activation: ActivationLike,
     slope: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """`perturb_combine` written out, with all perturbed maps in memory and differentiated by JAX.
+    """The operation written out: all perturbed maps are in memory, and JAX differentiates all of it.
 
-    Arguments and errors as there. Every implementation must equal it, in outputs and gradients.
+    Arguments and errors are those of `perturb_combine`. The tests compare every implementation with this function, in
+    outputs and gradients. `implementation='reference'` has the same forward pass, but runs through the custom gradient.
     """
     _check_shapes(x, noise_masks, weights)
     _check_options(noise_level, activation, slope, key)
@@ -177,8 +186,8 @@ def perturb_combine_reference(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _combine(implementation, noise_level, activation, x, noise_masks, weights, slope, key):
-    function = partial(_run, implementation, 'combine', noise_level=noise_level, activation=activation)
-    return function(x, noise_masks, weights, slope, key)
+    options = {'noise_level': noise_level, 'activation': activation}
+    return _run(implementation, 'combine', x, noise_masks, weights, slope, key, **options)
 
 
 def _combine_forward(implementation, noise_level, activation, *arguments):
@@ -186,23 +195,23 @@ def _combine_forward(implementation, noise_level, activation, *arguments):
 
 
 def _combine_backward(implementation, noise_level, activation, arguments, y_bar):
-    function = partial(_run, implementation, 'gradients', noise_level=noise_level, activation=activation)
-    return *function(*arguments, y_bar), None  # None: a key has no gradient
+    options = {'noise_level': noise_level, 'activation': activation}
+    return *_run(implementation, 'gradients', *arguments, y_bar, **options), None  # None: a key has no gradient
 
 
 _combine.defvjp(_combine_forward, _combine_backward)
 
 
-def _run(implementation: str, function: str, *arguments, **options):
-    """Calls 'combine' or 'gradients' of the implementation; for 'auto', of the one for the platform."""
+def _run(implementation: str, pass_name: str, *arguments, **options):
+    """Runs a pass, 'combine' or 'gradients', of an implementation; for 'auto', of the one for the platform."""
 
-    def of(name: str) -> Callable:
-        return partial(getattr(IMPLEMENTATIONS[name], function), **options)
+    def function_of(name: str) -> Callable:
+        return partial(getattr(IMPLEMENTATIONS[name], pass_name), **options)
 
     if implementation != 'auto':
-        return of(implementation)(*arguments)
-    by_platform = {platform: of(name) for platform, name in IMPLEMENTATION_OF_PLATFORM.items()}
-    return jax.lax.platform_dependent(*arguments, **by_platform, default=of('accelerator'))
+        return function_of(implementation)(*arguments)
+    by_platform = {platform: function_of(name) for platform, name in IMPLEMENTATION_OF_PLATFORM.items()}
+    return jax.lax.platform_dependent(*arguments, **by_platform, default=function_of('accelerator'))
 
 
 def _check_shapes(x: jax.Array, noise_masks: jax.Array, weights: jax.Array) -> None:
@@ -219,11 +228,13 @@ def _check_shapes(x: jax.Array, noise_masks: jax.Array, weights: jax.Array) -> N
     if weights.ndim != 3 or weights.shape[:2] != (channels, noise_masks.shape[3]):
         raise InputError(
             f'weights of shape {weights.shape}: for {channels} channels and {noise_masks.shape[3]} masks it must be '
-            f'[{channels}, {noise_masks.shape[3]}, outputs a channel]'
+            f'[{channels}, {noise_masks.shape[3]}, outputs per channel]'
         )
 
 
-def _check_options(noise_level: float, activation: Activation, slope: jax.Array | None, key: jax.Array | None) -> None:
+def _check_options(
+    noise_level: float, activation: ActivationLike, slope: jax.Array | None, key: jax.Array | None
+) -> None:
     if not isinstance(noise_level, numbers.Real):
         raise InputError(f'noise_level={noise_level!r}: must be a number, not an array')
     if activation is not None and not callable(activation) and activation not in ACTIVATIONS:

@@ -1,9 +1,11 @@
-"""The perturbation operation for GPUs and TPUs: masks first, one expression that XLA fuses, its own gradients.
+"""The perturbation operation for GPUs and TPUs: masks are the first axis, and the gradients are written by hand.
 
-The masks are the first axis of every expression below. The sum over masks is then a reduction over the outermost axis,
-and the other axes keep the layout of the input. XLA computes the perturbed values inside the kernel that sums them, and
-never writes them to memory. This holds for all sums: those over masks (the output and the gradient of x) and those over
-images and pixels (the gradients of weights, masks and slope).
+Perturbed values have the shape [m, b, h, w, g]. The sum over masks is then a reduction over the outermost axis, and the
+other axes keep the layout of the input. XLA computes the perturbed values inside the kernel that sums them and never
+writes them to memory. This holds for the sums over masks (in the output and in the gradient of x) and for the sums over
+images and pixels (in the gradients of weights, masks and slope).
+
+`a_bar` is the gradient of the loss with respect to `a`.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pnn_jax.ops.responses import Activation, activate, draw_slopes
+from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
 
 def combine(
@@ -23,7 +25,7 @@ def combine(
     key: jax.Array | None,
     *,
     noise_level: float,
-    activation: Activation,
+    activation: ActivationLike,
 ) -> jax.Array:
     """`perturb_combine`, arguments as there. Sums are in float32 or wider."""
     x_wide, noise_masks, weights, slope = _widen(x, noise_masks, weights, slope)
@@ -35,7 +37,7 @@ def combine(
 def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
     """The gradients of x, noise_masks, weights and slope for the cotangent y_bar [b, h, w, g, k].
 
-    In the comments, r is a response, p its perturbed value, w its weight: y = sum over masks of w r(p).
+    In the comments, y = sum over masks of w r(p), for a weight w, the activation r and a perturbed value p.
     """
     arguments = x, noise_masks, weights, slope
     x, noise_masks, weights, slope, y_bar = _widen(*arguments, y_bar)
@@ -46,12 +48,14 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     def respond(perturbed):
         return activate(activation, perturbed, slopes)
 
-    # dy/dx = sum over masks of w r'(p). y_bar multiplies after that sum, which saves a product for each mask.
+    # x_bar = y_bar * sum over masks of w r'(p). Multiplying after the sum saves one product per mask.
     x_bar = sum(
         y_bar[..., k] * _times_derivative(respond, perturbed, masks_first(weights)[:, k]).sum(0) for k in outputs
     )
+    # weights_bar = sum over images and pixels of y_bar r(p).
     responses = respond(perturbed)
     weights_bar = jnp.stack([(responses * y_bar[None, ..., k]).sum((1, 2, 3)).T for k in outputs], axis=-1)
+    # p = x + level * mask, so noise_bar = level * the sum of p_bar over all images (and channels, if they share masks).
     responses_bar = sum(masks_first(weights)[:, k] * y_bar[None, ..., k] for k in outputs)
     perturbed_bar = _times_derivative(respond, perturbed, responses_bar)
     noise_bar = noise_level * perturbed_bar.sum((1, 4) if noise_masks.shape[2] == 1 else 1)
@@ -64,7 +68,7 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
 
 
 def masks_first(weights: jax.Array) -> jax.Array:
-    """[g, m, k] -> [m, k, 1, 1, 1, g]: of one output [:, k], it multiplies responses [m, b, h, w, g]."""
+    """[g, m, k] -> [m, k, 1, 1, 1, g]. The weights of one output, [:, k], broadcast against [m, b, h, w, g]."""
     return jnp.moveaxis(weights, 0, -1)[:, :, None, None, None]
 
 
@@ -75,7 +79,7 @@ def sum_over_masks(responses: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _widen(*arrays: Any) -> list[Any]:
-    """The arrays in float32, or in float64 where the first one is."""
+    """Casts the arrays (None stays None) to float32, or to float64 where the first one is float64."""
     wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
     return [None if array is None else array.astype(wide) for array in arrays]
 
@@ -94,5 +98,5 @@ def _slopes(slope: jax.Array | None, key: jax.Array | None, perturbed: jax.Array
 
 
 def _times_derivative(function: Callable, at: jax.Array, factor: jax.Array) -> jax.Array:
-    """factor * f'(at), of the shape of `at`, for an elementwise function f."""
+    """factor * function'(at), in the shape of `at`, for an elementwise function."""
     return jax.vjp(function, at)[1](jnp.broadcast_to(factor, at.shape))[0]

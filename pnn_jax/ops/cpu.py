@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pnn_jax.ops.responses import Activation, activate, draw_slopes
+from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
 # Each loop below handles a group per iteration, as one fused expression without a loop inside. Larger groups keep more
 # values in registers, at the price of compile time. Groups of pixels matter for the gradient of the weights, groups of
@@ -36,7 +36,7 @@ def combine(
     key: jax.Array | None,
     *,
     noise_level: float,
-    activation: Activation,
+    activation: ActivationLike,
 ) -> jax.Array:
     """`perturb_combine`, arguments as there. Sums are in float32 or wider."""
     if key is not None:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pnn_jax.ops.responses import Activation, activate, draw_slopes
+from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
 
 def combine(
@@ -14,7 +14,7 @@ def combine(
     key: jax.Array | None,
     *,
     noise_level: float,
-    activation: Activation,
+    activation: ActivationLike,
 ) -> jax.Array:
     """`perturb_combine` with all perturbed maps in memory: num_masks times the input. Arguments as there."""
     perturbed = x[..., None] + noise_level * noise_masks[None]

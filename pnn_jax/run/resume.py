@@ -1,4 +1,4 @@
-"""Resuming a run: what must agree before anything is shown or written, what is restored, and what is saved when."""
+"""Resuming a run: the checks before anything is printed or written, restoring the state, and when it is saved."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,20 +16,22 @@ from pnn_jax.trainer import Trainer
 
 
 def check_resumable(workdir: Workdir, checkpointer: Checkpointer, trainer: Trainer) -> None:
-    """Raises where the work in a workdir was not done on the trainer's data, or cannot be resumed at all.
+    """Checks that the run in a workdir can be resumed on the trainer's data. A workdir without a run passes.
 
-    The workdir has compared the configs already. Nothing is written.
+    `Workdir.open` has compared the configs already. Nothing is written.
 
     Raises:
-        InputError: it was done on other data, or converted from PyTorch.
-        RunError: the noise masks are not those that the run was trained with, or checkpoints are lost.
+        InputError: the run was trained on other data, or was converted from PyTorch.
+        RunError: the noise masks are not those that the run was trained with, or all checkpoints are gone.
     """
     workdir.check_data(trainer.data.digest)
     meta = checkpointer.latest_meta()
     if meta is None:
-        if len(workdir.history) > 1 and workdir.result() is None:  # one line may precede the first checkpoint
+        # One epoch without a checkpoint is a run that was killed between the two; its first epoch is repeated.
+        if len(workdir.history) > 1 and workdir.result() is None:
             raise lost_checkpoints(workdir)
         return
+    # Older conversions left no `converted_from`, but have no digest of training data either.
     if 'converted_from' in meta or (trainer.data.digest and not meta['data_digest']):
         source = f' from {meta["converted_from"]}' if 'converted_from' in meta else ''
         raise InputError(
@@ -38,7 +40,8 @@ def check_resumable(workdir: Workdir, checkpointer: Checkpointer, trainer: Train
         )
     if meta['data_digest'] != trainer.data.digest:
         raise other_data(workdir.path, meta['data_digest'], trainer.data.digest)
-    if workdir.result() is not None and meta['fixed_digest'] != tree_digest({}):
+    has_fixed = meta['fixed_digest'] != tree_digest({})
+    if workdir.result() is not None and has_fixed:  # an unfinished run checks its masks when it restores them
         checkpointer.check_masks(meta['fixed_digest'])
 
 
@@ -50,7 +53,10 @@ def lost_checkpoints(workdir: Workdir) -> RunError:
 
 
 def saved_part(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds of a state: all but the key, which the seed gives, and `diverged_at`."""
+    """The part of a state that a checkpoint holds.
+
+    The key is left out, because it follows from the seed; `diverged_at` too, because a diverged state is never saved.
+    """
     return {
         'step': state.step,
         'params': state.params,
@@ -63,10 +69,13 @@ def saved_part(state: TrainState) -> dict[str, Any]:
 def resume(
     workdir: Workdir, checkpointer: Checkpointer, trainer: Trainer, config
 ) -> tuple[TrainState, Variables, 'Saver']:
-    """The state and the fixed collections to resume from: fresh ones, or those of the latest checkpoint.
+    """The state and the fixed collections to start from: those of the latest checkpoint, or new ones without any.
+
+    Returns:
+        (state, fixed collections, saver).
 
     Raises:
-        InputError: the run is beyond `config.num_epochs` already.
+        InputError: the run has trained for more than `config.num_epochs` already.
         RunError: checkpoints or noise masks are damaged or lost.
     """
     state, fixed = trainer.init(config.seed, config.mask_seed)
@@ -75,9 +84,10 @@ def resume(
     if restored is None:
         if len(workdir.history) > 1:
             raise lost_checkpoints(workdir)
+        workdir.truncate(0)
     else:
-        epochs, steps = divmod(restored.step, trainer.steps_per_epoch)
-        if epochs + (steps > 0) > config.num_epochs:
+        epochs, steps_into_epoch = divmod(restored.step, trainer.steps_per_epoch)
+        if restored.step > config.num_epochs * trainer.steps_per_epoch:
             raise InputError(
                 f'--workdir={workdir.path}: its run is in epoch {epochs + 1}; config.num_epochs={config.num_epochs} '
                 'must be at least that'
@@ -85,36 +95,39 @@ def resume(
         digest = restored.meta['fixed_digest']
         fixed = checkpointer.load_masks(fixed, digest) if fixed else fixed
         state = state.replace(**restored.state)
-        # A checkpoint at the end of an epoch without an accuracy was stopped in the evaluation, which is repeated.
-        workdir.truncate(epochs - (steps == 0 and restored.accuracy is None))
-    if restored is None:
-        workdir.truncate(0)
+        # A checkpoint at the end of an epoch, but without an accuracy, was saved when the evaluation was stopped. The
+        # epoch then does not count as finished: its evaluation is done again.
+        stopped_in_evaluation = steps_into_epoch == 0 and restored.accuracy is None
+        workdir.truncate(epochs - 1 if stopped_in_evaluation else epochs)
     meta = {'fixed_digest': digest, 'data_digest': trainer.data.digest}
     return state, fixed, Saver(workdir, checkpointer, fixed, meta, new=restored is None)
 
 
 class Saver:
-    """Saves a run's state: at intervals, when it is asked to stop, and after every epoch.
+    """Saves a run's state: at intervals, when the run is asked to stop, and after every epoch.
 
-    The workdir's other files begin to describe this attempt with the first save.
+    From the first save on, the other files of the workdir describe this attempt (`Workdir.begin`).
+
+    Args:
+        fixed: the fixed collections, saved once.
+        meta: saved with every checkpoint: digests of the fixed collections and of the data.
+        new: the run has no checkpoint yet.
     """
 
     def __init__(self, workdir: Workdir, checkpointer: Checkpointer, fixed: Variables, meta: dict, *, new: bool):
         self.workdir, self.checkpointer, self.fixed, self.meta = workdir, checkpointer, fixed, meta
-        self.masks_saved = not new
-        self.last_saved: int | None = None if new else -1
+        self.has_checkpoint = not new
 
     def save(self, state: TrainState, *, accuracy: float | None) -> None:
         """Starts to write a checkpoint. `accuracy` is None for a state that was not evaluated."""
         self.workdir.begin()
-        if not self.masks_saved:
+        if not self.has_checkpoint:
             self.checkpointer.save_masks(self.fixed)
-            self.masks_saved = True
         self.checkpointer.save(int(state.step), saved_part(state), self.meta, accuracy=accuracy)
-        self.last_saved = int(state.step)
+        self.has_checkpoint = True
 
     def between_steps(self, state: TrainState, reason: str, *, due: bool) -> None:
-        """Saves where a checkpoint is due or there is a reason to stop; then raises StoppedEarly for the latter."""
+        """Saves if a checkpoint is due or there is a reason to stop. Raises StoppedEarly if there is a reason."""
         if reason or due:
             self.check_finite(state)
             self.save(state, accuracy=None)
@@ -123,7 +136,7 @@ class Saver:
 
     @contextlib.contextmanager
     def saving_if_stopped(self, state: TrainState) -> Iterator[None]:
-        """Saves the state where the evaluation inside is stopped."""
+        """A context that saves the state if the evaluation in it is stopped."""
         try:
             yield
         except StoppedEarly:
@@ -137,13 +150,13 @@ class Saver:
         self.save(state, accuracy=evaluation.accuracy)
 
     def stop(self, reason: str) -> None:
-        """Raises StoppedEarly where there is a reason, when everything is on disk."""
+        """If there is a reason to stop: waits until everything is on disk, then raises StoppedEarly."""
         if reason:
             self.checkpointer.wait()
             raise StoppedEarly(reason)
 
     def check_finite(self, state: TrainState) -> None:
-        """Raises RunError where a loss was not finite, or where the last update left something that is not."""
+        """Raises RunError if a loss was not finite, or if parameters or batch statistics are not finite now."""
         diverged_at = int(state.diverged_at)
         if diverged_at >= 0:
             what = f'the loss is not finite at step {diverged_at + 1}'
@@ -151,13 +164,10 @@ class Saver:
             what = f'parameters or batch statistics are not finite after step {int(state.step)}'
         else:
             return
-        if self.last_saved is None:
+        if not self.has_checkpoint:
             advice = 'nothing was saved; run it again with a lower config.optimizer.learning_rate'
         else:
-            advice = (
-                'the last checkpoint is from before it; a lower config.optimizer.learning_rate, in another --workdir, '
-                'may help'
-            )
+            advice = 'the last checkpoint is older; try a lower config.optimizer.learning_rate in another --workdir'
         raise RunError(f'{what}; {advice}')
 
 
