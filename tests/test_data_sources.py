@@ -167,7 +167,7 @@ def test_idx_round_trip(tmp_path, gzipped):
 
 def test_idx_with_the_test_files_alone_says_what_is_there(tmp_path):
     write_idx(tmp_path, prefixes=('t10k',))
-    with pytest.raises(InputError, match=r'no train-images-idx3-ubyte .*has t10k-images-idx3-ubyte, t10k-labels'):
+    with pytest.raises(InputError, match=r'no train-images-idx3-ubyte .*are: t10k-images-idx3-ubyte, t10k-labels'):
         load_dataset(data_config('idx', tmp_path))
 
 
