@@ -18,7 +18,13 @@ SMOOTHING = 0.7  # juefeix/pnn.pytorch plugins/monitor.py: new = 0.7 * old + 0.3
 
 
 def exact_accuracy(outcomes: np.ndarray) -> np.ndarray:
-    """100 * correct / examples, [..., examples] -> [...]. Everywhere else in this project, `accuracy` means this."""
+    """Percent of examples that are correct, [..., examples] -> [...].
+
+    Everywhere else in this project `accuracy` means this value, but as a fraction.
+
+    Raises:
+        InputError: `outcomes` is not a bool array, or has no example.
+    """
     return 100.0 * _checked(outcomes).mean(axis=-1)
 
 
@@ -34,7 +40,7 @@ def smoothed_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
         batch_size: of the evaluation; at least one full batch is needed.
 
     Returns:
-        The average at the end of each epoch, [..., epochs]; a scalar for a single epoch.
+        The average at the end of each epoch in percent, [..., epochs]; a scalar for a single epoch.
 
     Raises:
         InputError: no batch is full, or `outcomes` is not a bool array.
@@ -62,6 +68,9 @@ def mean_batch_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
 
     The partial last batch is divided by the full batch size too (michaelklachko/pnn.pytorch main.py:232). A perfect
     model on 10,000 examples therefore gets 99.52 at batch size 64.
+
+    Raises:
+        InputError: `outcomes` is not a bool array, or the batch size is below 1.
     """
     return (100.0 * _batch_correct(outcomes, batch_size) / batch_size).mean(axis=-1)
 
@@ -69,7 +78,8 @@ def mean_batch_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
 def floored_batch_accuracy(outcomes: np.ndarray, batch_size: int) -> np.ndarray:
     """`mean_batch_accuracy` with the integer division of early PyTorch: 15 of 16 give 93, not 93.75.
 
-    The accuracy of each batch was an integer tensor. The mean over batches was taken in floating point.
+    The accuracy of each batch was an integer tensor. The mean over batches was taken in floating point. Shapes and
+    errors as `mean_batch_accuracy`.
     """
     return (100 * _batch_correct(outcomes, batch_size) // batch_size).mean(axis=-1)
 

@@ -18,7 +18,7 @@ from pnn_jax.padding import HostBatch, padded_batches
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Exact results over a whole set of n examples.
+    """Exact results over a whole set of n examples. `num_correct` and `count` are integers, `accuracy` is a fraction.
 
     Attributes:
         correct: bool [n], outcomes in dataset order.
@@ -99,10 +99,14 @@ def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = Non
 
 
 def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
-    """Makes evaluate(variables, batches, num_examples) -> Evaluation; compiled once for a shape of batches.
+    """Makes evaluate(variables, batches, num_examples) -> Evaluation, which is compiled once per shape of batches.
+
+    `batches` are those that `pnn_jax.padding.padded_batches(images, labels, batch_size)` yields, and `num_examples` is
+    how many examples they hold. `evaluate` raises AssertionError unless it counted every example exactly once.
 
     Args:
-        predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode.
+        predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode. It is called with the part of
+            a batch that is on one device.
     """
     eval_step = make_eval_step(predict)
 
@@ -148,13 +152,17 @@ def evaluate_exactly(
 
     Args:
         predict: (variables, images [b, ...]) -> logits [b, classes], in evaluation mode.
-        variables: any tree of arrays, handed to `predict`.
+        variables: any tree of arrays, passed on to `predict`.
         images: [n, ...], of any type and shape that `predict` takes.
-        labels: int [n].
+        labels: int [n], from 0 to classes - 1.
         batch_size: over all devices; it has no influence on the counts.
 
+    Returns:
+        Counts and outcomes in the order of `images`; its `accuracy` is a fraction.
+
     Raises:
-        InputError: there are no examples, not one label for each image, or a batch size below 1.
+        InputError: there are no examples, not one label for each image, a label is out of range, or the batch size is
+            below 1.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if not len(images) or labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
@@ -164,5 +172,9 @@ def evaluate_exactly(
         )
     if batch_size < 1:
         raise InputError(f'batch_size={batch_size}: must be at least 1')
+    classes = jax.eval_shape(predict, variables, images[:1]).shape[-1]
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:  # such a label has no logit, so no prediction could be right or wrong
+        raise InputError(f'labels: {labels[wrong[0]]} of image {wrong[0]} is not within 0..{classes - 1}')
     batches = padded_batches(images, labels.astype(np.int32), batch_size)
     return make_evaluate(predict)(variables, batches, len(images))

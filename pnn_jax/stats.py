@@ -29,7 +29,15 @@ SMALLEST_P_VALUE = 1e-300  # below it, p-values underflow and are not compared
 
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of correct / count, as fractions.
+    """Wilson score interval of correct / count.
+
+    Args:
+        correct: integer, from 0 to count.
+        count: integer, at least 1.
+        confidence: between 0 and 1.
+
+    Returns:
+        Lower and upper bound, as fractions.
 
     Raises:
         InputError: correct is not within 0..count, count is 0, or confidence is not between 0 and 1.

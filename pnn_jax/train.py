@@ -39,7 +39,7 @@ def train_and_evaluate(
     """Trains and evaluates as `config` says. A run that `workdir` holds already is resumed from its latest checkpoint.
 
     Args:
-        config: as `configs/default.py`.
+        config: an ml_collections.ConfigDict with the fields of `configs/default.py`.
         workdir: the folder for all files of the run. With several seeds, each has a folder `seed_<seed>` in it.
         should_stop: returns the reason to stop, or '' to continue. It is called between steps and between batches of
             evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.

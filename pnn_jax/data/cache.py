@@ -39,7 +39,10 @@ def cached(
         return decode()
     try:
         check_fits_memory(path.stat().st_size)
-        with np.load(path, allow_pickle=False) as file:
+        with (
+            open(path, 'rb') as stored,
+            np.load(stored, allow_pickle=False) as file,
+        ):  # np.load leaves a damaged file open
             return dict(file)
     except (FileNotFoundError, NotADirectoryError):
         pass

@@ -1,4 +1,4 @@
-"""name -> network. `create_model(config.model, num_classes)` is the only constructor that the rest of the project uses.
+"""The networks by name. All other code builds them with `create_model(config.model, num_classes)`.
 
 To add a network, write a function that builds it from `config.model`, and add an entry to `MODELS`.
 
@@ -20,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from pnn_jax.errors import InputError
 from pnn_jax.models.noise_resnet import NoiseBlock, NoiseBottleneck, NoiseLayer
 from pnn_jax.models.perturb_resnet import AnswerStem, PerturbationBlock, PooledStem
 from pnn_jax.models.resnet import BasicBlock, ConvNormStem, ModuleDef, ResNet
@@ -193,7 +194,23 @@ OPTIONS: Mapping[str, dataclasses.Field] = _all_options()
 
 
 def create_model(config, num_classes: int) -> nn.Module:
-    """The network of a valid `config.model`. Call it as model.apply(variables, images [b, h, w, c], train)."""
+    """Builds the network of a `config.model`. Call it as model.apply(variables, images [b, h, w, c], train=False).
+
+    >>> from types import SimpleNamespace
+    >>> config = SimpleNamespace(name='resnet18', num_filters=8)
+    >>> create_model(config, num_classes=10).num_filters
+    8
+
+    Args:
+        config: the section `model` of a config (`configs/default.py` explains every field), or any object with the
+            fields that the network reads. `OPTIONS` has their defaults.
+        num_classes: number of logits.
+
+    Raises:
+        InputError: the name is unknown. Options are checked when the network is initialised.
+    """
+    if config.name not in MODELS:
+        raise InputError(f'config.model.name={config.name!r}: must be one of {", ".join(MODELS)}')
     return MODELS[config.name].build(config, num_classes)
 
 

@@ -17,7 +17,16 @@ def draw_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.A
 
 
 def init_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.Array, mask_key: jax.Array) -> Any:
-    """`draw_variables` as one compiled program.
+    """Initialises a network by one compiled program, which computes only the random draws.
+
+    Args:
+        model: any network of `create_model`, or a linen module with a call (images, train).
+        image_shape: [h, w, c]; masks have the size of the map that they are added to.
+        key: for weights.
+        mask_key: for noise masks, and for nothing else.
+
+    Returns:
+        The collections: `params`; `batch_stats`, `noise_masks` and `frozen` where the network has them.
 
     A CPU compiles it without optimizations: with them, the draws of a network take longer to compile than its training
     step.

@@ -190,7 +190,8 @@ class PerturbationUnit(nn.Module):
     prelu learns one slope per unit.
 
     Attributes:
-        layer: makes the layer from (features, activation): `PerturbationLayer` or a subclass, with its options.
+        layer: `PerturbationLayer` or a subclass, not an instance of it. The unit calls it with features and activation;
+            set other options with functools.partial: `partial(PerturbationLayer, num_masks=4)`.
         features: output channels.
         activation: as in `PerturbationLayer`, but not None.
         activate_after_noise: use the activation between perturbation and combination too. The audit's first layer does

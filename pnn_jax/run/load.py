@@ -1,4 +1,4 @@
-"""A finished, or unfinished, run loaded from its workdir: model, variables, config and data."""
+"""Loading a run, finished or not, from its workdir: model, variables, config and data."""
 
 import dataclasses
 import os
@@ -34,11 +34,11 @@ class Run:
 
     Attributes:
         path: the workdir.
-        config: of the run, every field.
+        config: every field of the run's config.
         model: call it as model.apply(variables, images, train=False), on preprocessed images; or use `predict`.
         variables: collections params, batch_stats, and noise_masks or frozen where there are any; numpy arrays.
-        num_classes: of the network.
-        step: updates made.
+        num_classes: number of logits of the network.
+        step: number of updates before the checkpoint.
         accuracy: exact test accuracy at this checkpoint, a fraction; None where it was not evaluated.
     """
 
@@ -64,10 +64,14 @@ class Run:
 
 
 def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Run:
-    """Loads a run from its workdir, verified byte by byte; writes nothing and needs no data set.
+    """Loads a run from its workdir. Every byte is verified; nothing is written; the data set is not needed.
+
+        run = load_run('runs/quickstart')
+        test = run.load_data().test
+        evaluate_exactly(run.predict, run.variables, test.images, test.labels)
 
     Args:
-        workdir: of one seed.
+        workdir: folder of the run; of several seeds, the folder of one of them.
         checkpoint: 'latest', 'best' (the highest test accuracy) or a step.
 
     Raises:
