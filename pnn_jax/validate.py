@@ -120,7 +120,7 @@ def check_fits_data(config, image_shape: tuple[int, ...]) -> None:
     model, entry = config.model, MODELS[config.model.name]
     if len(config.data.mean) != channels:
         lines.append(
-            f'config.data.mean={config.data.mean}: one value per channel is needed; the images have {channels} channel(s)'
+            f'config.data.mean={config.data.mean}: needs one value per channel; the images have {channels} channel(s)'
         )
     stem_is_grouped = (
         model.num_masks > 1
