@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from configs import default
 from experiments.command import write_file
 from pnn_jax.errors import InputError, RunError, one_line, os_reason
 from pnn_jax.run.workdir import FREE_FIELDS, FREE_SECTIONS, flat_fields
@@ -169,12 +170,16 @@ def settings(config) -> dict[str, Any]:
     }
 
 
-def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """'field: value -> value' for every field in which two settings differ."""
+def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """'field: value -> value' for every field in which the config of a record is not the wanted one.
+
+    A field that is newer than the record counts as its default, because defaults keep what the program did before.
+    """
+    recorded = settings(default.get_config()) | recorded
     return [
-        f'{name}: {first.get(name)!r} -> {second.get(name)!r}'
-        for name in sorted(first.keys() | second.keys())
-        if first.get(name) != second.get(name)
+        f'{name}: {recorded.get(name)!r} -> {wanted.get(name)!r}'
+        for name in sorted(recorded.keys() | wanted.keys())
+        if recorded.get(name) != wanted.get(name)
     ]
 
 
