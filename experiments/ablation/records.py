@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs import default
 from experiments.command import write_file
 from pnn_jax.errors import InputError, RunError, one_line, os_reason
-from pnn_jax.run.workdir import FREE_FIELDS, FREE_SECTIONS, flat_fields
+from pnn_jax.run.workdir import ADDED_FIELDS, FREE_FIELDS, FREE_SECTIONS, flat_fields
 
 UNKNOWN_CODE = 'unknown'
 
@@ -173,9 +172,9 @@ def settings(config) -> dict[str, Any]:
 def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """'field: value -> value' for every field in which the config of a record is not the wanted one.
 
-    A field that is newer than the record counts as its default, because defaults keep what the program did before.
+    A field that is newer than the record has the value that `ADDED_FIELDS` says older runs were computed with.
     """
-    recorded = settings(default.get_config()) | recorded
+    recorded = ADDED_FIELDS | recorded
     return [
         f'{name}: {recorded.get(name)!r} -> {wanted.get(name)!r}'
         for name in sorted(recorded.keys() | wanted.keys())
