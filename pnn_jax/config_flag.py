@@ -57,7 +57,11 @@ def define_config_flag(
         bind_neighbours(file)
         default = str(file)
     holder = config_flags.DEFINE_config_file(
-        'config', default, 'A file, or the name of a config of the package.', flag_values=flag_values, sys_argv=argv
+        'config',
+        default,
+        'A config file, or the name of a config that comes with the package (noise_masks).',
+        flag_values=flag_values,
+        sys_argv=argv,
     )
     flag = flag_values['config']
     flag.parser = _Parser(flag.parser)

@@ -26,11 +26,15 @@ from pnn_jax.runtime import (
 )
 
 CONFIG = define_config_flag()
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for what the run leaves; default: runs/<name of the config>.')
-LOCK = flags.DEFINE_bool('lock', True, 'Keep other processes out of the workdir; --nolock where locks do not work.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the files of the run; default: runs/<name of the config>.')
+LOCK = flags.DEFINE_bool(
+    'lock', True, 'Keep other processes out of the workdir; --nolock for file systems without locks.'
+)
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train (or resume), or evaluate a checkpoint exactly.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'latest', ['latest', 'best'], 'Which checkpoint --mode=eval evaluates.')
-TIME_BUDGET = flags.DEFINE_float('time_budget', None, 'Seconds after which to save, stop and exit with 75.')
+TIME_BUDGET = flags.DEFINE_float(
+    'time_budget', None, 'Seconds after which the run saves its state and exits with 75; the same command resumes it.'
+)
 COMPILATION_CACHE = flags.DEFINE_string(
     'compilation_cache', None, 'Folder that keeps compiled programs between runs on this machine (off by default).'
 )
@@ -38,8 +42,10 @@ COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0, for several hosts without a scheduler that jax knows.'
 )
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which of them this is, from 0.')
-MULTIHOST = flags.DEFINE_bool('multihost', False, 'Find the other hosts through the environment (TPU pods, Slurm).')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: number of this process, from 0.')
+MULTIHOST = flags.DEFINE_bool(
+    'multihost', False, 'Run on several hosts, which jax finds through the environment (TPU pods, Slurm).'
+)
 
 
 def parse(argv: list[str]) -> list[str]:

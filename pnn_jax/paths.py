@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that are written as a whole.
+"""Paths as users write them, and writing files atomically.
 
 Every path that a user can give (workdir, data, cache, checkpoint, what is converted) goes through `local_path`.
 """
@@ -32,7 +32,9 @@ def local_path(value: str | os.PathLike, field: str) -> Path:
         UnknownHomeError: `value` begins with `~`, and no home directory is known; an InputError too.
     """
     text = os.fspath(value)
-    if not text or '\0' in text:
+    if not text:
+        raise InputError(f'{field} is empty: must be a file or folder')
+    if '\0' in text:
         raise InputError(f'{field}={text!r}: must be a file or folder')
     if _URL.match(text):
         raise InputError(

@@ -94,7 +94,7 @@ def _data_problems(data) -> list[str]:
         lines.append(f'config.data.pad={data.pad}: must be at least config.data.image_size={data.image_size}, or 0')
     both = f'config.data.mean={data.mean}, config.data.std={data.std}'
     if len(data.mean) != len(data.std) or not data.mean:
-        lines.append(f'{both}: one value per channel in each')
+        lines.append(f'{both}: each must have one value per channel')
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (*data.mean, *data.std)):
         lines.append(f'{both}: every value must be a finite number')
     elif any(value <= 0 for value in data.std):
@@ -105,7 +105,7 @@ def _data_problems(data) -> list[str]:
 def _schedule_problems(schedule) -> list[str]:
     milestones = list(schedule.milestones)
     if any(type(epoch) is not int or epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
-        return [f'config.schedule.milestones={schedule.milestones}: must be rising epochs, 1 or more']
+        return [f'config.schedule.milestones={schedule.milestones}: must be epochs in increasing order, each 1 or more']
     return []
 
 
@@ -119,7 +119,9 @@ def check_fits_data(config, image_shape: tuple[int, ...]) -> None:
     channels = image_shape[-1]
     model, entry = config.model, MODELS[config.model.name]
     if len(config.data.mean) != channels:
-        lines.append(f'config.data.mean={config.data.mean}: the images have {channels} channel(s)')
+        lines.append(
+            f'config.data.mean={config.data.mean}: must have one value per channel; the images have {channels}'
+        )
     stem_is_grouped = (
         model.num_masks > 1
         and 'stem_layer' in entry.fields
@@ -182,9 +184,11 @@ def check_platform(platform: str) -> None:
     try:
         found = jax.default_backend()
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f'jax cannot start on the platform that was asked for: {error or "no such device"}') from None
+        raise InputError(f'jax cannot start on the requested platform: {error or "no such device"}') from None
     if platform not in ('any', found):
-        raise InputError(f'config.platform={platform!r}: jax found only {found!r} (is the right extra installed?)')
+        raise InputError(
+            f'config.platform={platform!r}: jax found only {found!r} (is the extra cuda or tpu installed?)'
+        )
 
 
 def check_fits_memory(config, variables) -> None:

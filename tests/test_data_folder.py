@@ -89,7 +89,7 @@ def test_cache_that_cannot_be_written_only_warns(folder, caplog):
     assert len(load_dataset(config).train.labels) == 6
     assert len(caplog.messages) == 2  # one for each split
     for message in caplog.messages:
-        assert 'decoded images are not kept' in message and '(File exists)' in message and '\n' not in message
+        assert 'decoded images are not cached' in message and '(File exists)' in message and '\n' not in message
 
 
 def test_cache_folder_from_the_environment(folder, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_full_disk_means_no_cache_and_leaves_nothing(folder, monkeypatch, caplog
     monkeypatch.setattr(np, 'savez', full)
     config = data_config('folder', folder)
     assert len(load_dataset(config).train.labels) == 6
-    assert 'are not kept' in caplog.text and 'No space left on device' in caplog.text
+    assert 'are not cached' in caplog.text and 'No space left on device' in caplog.text
     assert list(Path(config.cache_dir).iterdir()) == []
 
 

@@ -167,7 +167,7 @@ def test_idx_round_trip(tmp_path, gzipped):
 
 def test_idx_with_the_test_files_alone_says_what_is_there(tmp_path):
     write_idx(tmp_path, prefixes=('t10k',))
-    with pytest.raises(InputError, match=r'no train-images-idx3-ubyte .*has t10k-images-idx3-ubyte, t10k-labels'):
+    with pytest.raises(InputError, match=r'no train-images-idx3-ubyte .*are: t10k-images-idx3-ubyte, t10k-labels'):
         load_dataset(data_config('idx', tmp_path))
 
 
@@ -175,7 +175,7 @@ def test_idx_with_the_test_files_alone_says_what_is_there(tmp_path):
     ('name', 'damage', 'message'),
     [
         ('train-images-idx3-ubyte', lambda b: b'\x00\x00\x0d\x03' + b[4:], 'starts with 00 00 0d 03'),
-        ('train-images-idx3-ubyte', lambda b: b[:-1], 'says 12x5x4 bytes of data and has 239'),
+        ('train-images-idx3-ubyte', lambda b: b[:-1], 'says 12x5x4 bytes of data, but it has 239'),
         ('train-images-idx3-ubyte', lambda b: b + b'\0', 'has 241'),
         ('train-images-idx3-ubyte', lambda b: b[:4] + b'\xff' * 12 + b[16:], 'says 4294967295x'),
         ('train-images-idx3-ubyte', lambda b: b[:9], 'ends within its header'),

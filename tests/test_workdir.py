@@ -77,7 +77,7 @@ def test_an_attempt_that_saved_nothing_binds_nobody(tmp_path):
         (errno.ENOSYS, 'has no file locks .* add --nolock'),
         (errno.ENOLCK, 'has no file locks .* add --nolock'),
         (errno.EOPNOTSUPP, 'has no file locks .* add --nolock'),
-        (errno.EACCES, 'may not be locked'),
+        (errno.EACCES, 'cannot be locked'),
         (errno.EWOULDBLOCK, 'in use by another process'),
     ],
 )

@@ -1,8 +1,8 @@
-"""Data sets: `load_dataset(config.data)` gives uint8 images, labels and class names, whatever the source.
+"""Data sets: `load_dataset(config.data)` returns uint8 images, labels and class names, whatever the source.
 
 To add a source that fits in memory, write a function `config.data -> Dataset` in a file of its own here, and add a line
-to SOURCES. It only reads: names, subsets, sizes, padding and the digest are the same for all sources and are handled
-below. For a source that stays on disk, see `streams.py`.
+to SOURCES. It only reads: checking names, choosing subsets, resizing, padding and the digest are the same for all
+sources and are done below. For a source that stays on disk, see `streams.py`.
 """
 
 import dataclasses
@@ -41,15 +41,13 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
 
 
 def load_dataset(data_config) -> Dataset:
-    """Loads what config.data says: checked, split, resized, padded, with its digest.
+    """Loads the data set that config.data describes: checked, split, resized, padded, with its digest.
 
     Raises:
         InputError: the data are missing or damaged, or break a rule of `make_split` or `check_class_names`.
     """
     if data_config.source not in SOURCES:
         raise InputError(f'config.data.source={data_config.source!r}: must be one of {", ".join(SOURCES)}')
-    if not data_config.path and data_config.source not in ('digits', 'tfds'):
-        raise InputError(f'config.data.path is empty: the source {data_config.source!r} needs a file or folder')
     if data_config.augment == 'resized_crop_flip':
         raise InputError("config.data.augment='resized_crop_flip': only for streamed sources")
     dataset = SOURCES[data_config.source](data_config)
@@ -80,7 +78,7 @@ def load_dataset(data_config) -> Dataset:
 
 
 def load_data(data_config) -> Dataset | Stream:
-    """What config.data says: in memory, or as a stream. Errors as `load_dataset` and `open_stream`."""
+    """The data set that config.data describes, in memory or as a stream. Errors as `load_dataset` and `open_stream`."""
     return open_stream(data_config) if data_config.source in STREAMS else load_dataset(data_config)
 
 

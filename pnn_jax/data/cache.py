@@ -52,7 +52,9 @@ def cached(
         with replacing(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        logging.warning('config.data.cache_dir: decoded images are not kept in %s (%s)', path.parent, os_reason(error))
+        logging.warning(
+            'config.data.cache_dir: decoded images are not cached in %s (%s)', path.parent, os_reason(error)
+        )
     return arrays
 
 
@@ -82,7 +84,7 @@ def _cache_file(cache_dir: str, name: str, files: Iterable, settings: Iterable) 
     try:
         return cache_folder(cache_dir) / f'{name}-{file_key(files, settings)}.npz'
     except UnknownHomeError as error:
-        logging.warning('decoded images are not kept: %s', error)
+        logging.warning('decoded images are not cached: %s', error)
     except OSError as error:
-        logging.warning('decoded images are not kept: %s (%s)', error.filename, os_reason(error))
+        logging.warning('decoded images are not cached: %s (%s)', error.filename, os_reason(error))
     return None

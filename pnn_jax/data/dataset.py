@@ -148,7 +148,7 @@ def training_subsets(n: int, data_config) -> tuple[np.ndarray, np.ndarray]:
     """
     num_train, num_validation = data_config.train_examples, added_field(data_config, 'validation_examples')
     if num_train > n:
-        raise InputError(f'config.data.train_examples={num_train}: there are only {n}')
+        raise InputError(f'config.data.train_examples={num_train}: there are only {n} training examples')
     if num_validation and max(num_train, 1) + num_validation > n:
         raise InputError(
             f'config.data.validation_examples={num_validation}: of {n} training examples, at least {max(num_train, 1)} '

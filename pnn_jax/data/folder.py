@@ -69,7 +69,10 @@ def list_folder(root: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray]
     train_classes, test_classes = _classes(root / 'train'), _classes(root / test)
     if wrong := sorted(train_classes.keys() ^ test_classes.keys()):
         missing_in = test if wrong[0] in train_classes else 'train'
-        raise InputError(f'{root}: class folder {wrong[0]!r} is missing in {missing_in}/ ({len(wrong)} such in all)')
+        raise InputError(
+            f'{root}: class folder {wrong[0]!r} is missing in {missing_in}/ '
+            f'(train/ and {test}/ differ in {len(wrong)} classes)'
+        )
     files, labels = {}, {}
     for split, classes in (('train', train_classes), ('test', test_classes)):
         in_class = [[path for _, path in _entries(classes[key][1], folders=False)] for key in train_classes]

@@ -52,7 +52,7 @@ def _find(root: Path, stem: str, dims: int) -> Path:
     there = sorted(path.name for path in root.glob('*idx*ubyte*'))
     raise InputError(
         f'config.data.path={root}: there is no {names[0]} (or {names[1]}); '
-        f'of such files it has {", ".join(there) or "none"}'
+        f'the idx files in it are: {", ".join(there) or "none"}'
     )
 
 
@@ -71,5 +71,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         raise InputError(f'{path}: ends within its header')
     shape = struct.unpack(f'>{dims}I', content[4:header])
     if len(content) - header != math.prod(shape):
-        raise InputError(f'{path}: says {"x".join(map(str, shape))} bytes of data and has {len(content) - header}')
+        raise InputError(
+            f'{path}: its header says {"x".join(map(str, shape))} bytes of data, but it has {len(content) - header}'
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -137,8 +137,6 @@ def open_stream(data_config) -> Stream:
         raise InputError(
             f'config.data.image_size={data_config.image_size}: {data_config.source} needs a size, such as 224'
         )
-    if data_config.source == 'stream_folder' and not data_config.path:
-        raise InputError("config.data.path is empty: the source 'stream_folder' needs a folder")
     return STREAMS[data_config.source](data_config)
 
 

@@ -161,6 +161,8 @@ def torch_names(path: tuple[str, ...], table: Mapping) -> list[str]:
 
 
 def check_supported(config) -> None:
-    """Raises InputError where `config.model` asks for something that the PyTorch repositories do not have."""
+    """Raises InputError where the network or an option of `config.model` does not exist in the PyTorch repositories."""
+    if config.name not in TABLES:
+        raise InputError(f'config.model.name={config.name!r} has no PyTorch counterpart; allowed: {", ".join(TABLES)}')
     if problems := pytorch_problems(config):
         raise InputError('\n'.join(problems))

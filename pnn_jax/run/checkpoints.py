@@ -383,7 +383,7 @@ class Checkpointer:
             scored = [(accuracy, entry) for accuracy, entry in pairs if accuracy is not None]
             order = damaged + [entry for _, entry in sorted(scored, key=lambda pair: (-pair[0], pair[1].sequence))]
             if not order:
-                raise RunError(f'no checkpoint in {self._directory} has a finite accuracy to be best by')
+                raise RunError(f'no checkpoint in {self._directory} has a finite accuracy, so none of them is the best')
         elif which != 'latest':
             order = [entry for entry in order if entry.step == which]
             if not order:

@@ -1,4 +1,4 @@
-"""What a run tells its user while it runs, and the files for people that it leaves: console, text, TensorBoard, plot.
+"""Log writers: what a run prints, and the files that it writes for people to read (train.log, TensorBoard, curves.png).
 
 To add a log writer, write a class with the methods of `LogWriter` and add a line to `WRITERS`. A writer that fails is
 dropped with a note; it never fails the run.
@@ -203,7 +203,9 @@ class RunLog:
                 getattr(writer, call)(*arguments)
             except Exception as error:  # noqa: BLE001  (a plot, a disk or a library: none of them may stop a run)
                 self.writers.remove(writer)
-                self.say(f'note: {type(writer).__name__} failed and is left out from here on ({one_line(error)})')
+                self.say(
+                    f'note: {type(writer).__name__} failed and is not used for the rest of the run ({one_line(error)})'
+                )
 
 
 def plot_path(workdir: str | os.PathLike) -> Path | None:

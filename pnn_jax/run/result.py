@@ -86,8 +86,8 @@ def describe_run(
     )
     if config.batch_size % jax.device_count():
         say(
-            f'note: a batch of {config.batch_size} does not divide by {jax.device_count()} devices, so that each of '
-            'them computes the whole of it'
+            f'note: a batch of {config.batch_size} cannot be divided equally over {jax.device_count()} devices, so '
+            'each of them computes the whole batch'
         )
     if epochs_done:
         say(f'resuming after epoch {epochs_done}')

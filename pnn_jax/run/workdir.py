@@ -319,7 +319,7 @@ class Workdir:
             for name in ('metrics.jsonl', 'result.json', 'checkpoints'):
                 if (self.path / name).exists():
                     raise InputError(
-                        f'--workdir={self.path}: has {name} but no config.json, so it is not known what run it is of'
+                        f'--workdir={self.path}: has {name} but no config.json, so it is not known which run it is'
                     )
             return
         old = read_config(self.path)
@@ -354,7 +354,7 @@ def _refused_lock(path: Path, owner: str, error: OSError) -> InputError:
             f'--workdir={path}: its file system has no file locks ({os_reason(error)}); name a folder on a local '
             'disk, or add --nolock and make sure that no second process works in this one'
         )
-    return InputError(f'--workdir={path}: may not be locked ({os_reason(error)}); name a folder that belongs to you')
+    return InputError(f'--workdir={path}: cannot be locked ({os_reason(error)}); name a folder that belongs to you')
 
 
 def _finished_lines(path: Path) -> list[bytes]:
