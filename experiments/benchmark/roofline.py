@@ -31,6 +31,7 @@ def measure_operation(
     """The forward pass and the gradients on x [b, h, w, c]: their time, and the share of it that is unavoidable."""
     import jax
     import jax.numpy as jnp
+
     from pnn_jax.ops import perturb_combine
 
     def forward(x, masks, weights, y_bar):
