@@ -278,6 +278,17 @@ def test_records_without_code_are_of_unknown_code(results, capsys):
     assert 'unknown: no_noise_seed0, shared_masks_seed0, trained_masks_seed0 and 3 more' in message
 
 
+def test_a_record_from_before_a_field_existed_is_of_the_grid(results, capsys):
+    path = record_path(results / 'smoke', 'no_noise', 0)
+    record = read_record(path)
+    del record.config['model.dropout_rate'], record.config['data.pad']
+    record.write(path)
+    assert exit_code(main, ['--preset=smoke', f'--results={results}']) == 0
+    del record.config['model.num_filters']  # the preset's is not the default
+    record.write(path)
+    assert 'model.num_filters' in refused(capsys, f'--results={results}')
+
+
 def test_no_results_and_no_markers_are_refused(results, tmp_path, capsys):
     assert 'no results' in refused(capsys, f'--results={tmp_path}/none')
     readme = results / 'README.md'

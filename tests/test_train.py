@@ -208,6 +208,7 @@ def test_a_loss_that_is_not_finite_names_its_step(dataset, tmp_path):
         train_and_evaluate(config, str(tmp_path), dataset=dataset)
 
 
+@pytest.mark.filterwarnings('ignore:overflow encountered in cast:RuntimeWarning')  # of the rate itself
 def test_parameters_that_are_not_finite_are_never_saved(dataset, tmp_path):
     """The loss of the only step of the epoch is finite, what its update leaves is not."""
     config = tiny_config(optimizer__name='sgd', optimizer__learning_rate=1e39, batch_size=29)

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.command import write_file
 from pnn_jax.errors import InputError, RunError, one_line, os_reason
-from pnn_jax.run.workdir import FREE_FIELDS, FREE_SECTIONS, flat_fields
+from pnn_jax.run.workdir import ADDED_FIELDS, FREE_FIELDS, FREE_SECTIONS, flat_fields
 
 UNKNOWN_CODE = 'unknown'
 
@@ -169,12 +169,16 @@ def settings(config) -> dict[str, Any]:
     }
 
 
-def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """'field: value -> value' for every field in which two settings differ."""
+def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """'field: value -> value' for every field in which the config of a record is not the wanted one.
+
+    A field that is newer than the record has the value that `ADDED_FIELDS` says older runs were computed with.
+    """
+    recorded = ADDED_FIELDS | recorded
     return [
-        f'{name}: {first.get(name)!r} -> {second.get(name)!r}'
-        for name in sorted(first.keys() | second.keys())
-        if first.get(name) != second.get(name)
+        f'{name}: {recorded.get(name)!r} -> {wanted.get(name)!r}'
+        for name in sorted(recorded.keys() | wanted.keys())
+        if recorded.get(name) != wanted.get(name)
     ]
 
 

@@ -31,7 +31,8 @@ def measure_operation(
     """The forward pass and the gradients on x [b, h, w, c]: their time, and the share of it that is unavoidable."""
     import jax
     import jax.numpy as jnp
-    from pnn_jax.ops.perturbation import perturb_combine
+
+    from pnn_jax.ops import perturb_combine
 
     def forward(x, masks, weights, y_bar):
         return perturb_combine(x, masks, weights, noise_level=0.5, activation='relu')
