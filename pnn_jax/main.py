@@ -4,10 +4,11 @@ Exit codes: 0 done; 1 the run failed (one line says why); 2 wrong usage, config 
 (SIGTERM, SIGINT or --time_budget) with its state saved: the same command resumes the run.
 """
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags
@@ -102,54 +103,15 @@ def start_jax() -> None:
         hosts.join()
 
 
-def run(config, workdir: str, should_stop: Callable[[], str]) -> None:
-    """Trains or evaluates as the flags say, and prints the result."""
-    import jax
-
-    from pnn_jax.evaluate_run import evaluate_checkpoint
-    from pnn_jax.run.console import say
-    from pnn_jax.run.log import plot_path
-    from pnn_jax.run.result import describe, describe_classes
-    from pnn_jax.train import train_and_evaluate
-    from pnn_jax.validate import ineffective_overrides, validate_config
-
-    start_jax()
-    if MODE.value == 'eval':
-        result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value)
-        say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
-        say(describe_classes(result))
-        return
-    validate_config(config)
-    overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    overridden = [field.removeprefix('model.') for field in overrides if field.startswith('model.')]
-    for line in ineffective_overrides(config.model, overridden):
-        print(f'note: {line}', file=sys.stderr)  # noted, not refused: sweeps set fields for several networks
-    result = train_and_evaluate(config, workdir, should_stop=should_stop, lock=LOCK.value)
-    if config.num_seeds > 1:
-        mean, sd = 100 * result['mean_final_test_accuracy'], 100 * result['sd_final_test_accuracy']
-        say(f'{config.num_seeds} seeds: {mean:.2f}% +- {sd:.2f} (standard deviation); results in {workdir}')
-        return
-    say(describe_classes(result))
-    say(describe(result))
-    if jax.process_index() == 0 and (plot := plot_path(workdir)):
-        say(f'plot: {plot}')
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    should_stop = stop_conditions(TIME_BUDGET.value)
-    os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
-    config, name = CONFIG.value, config_name()
-    workdir = os.fspath(local_path(WORKDIR.value or os.path.join('runs', name), '--workdir'))
-    print(f'{name}: starting', flush=True)
-    # Imported here, because jax reads XLA_FLAGS when it is imported.
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns what a run raises into one line and an exit code."""
     import jax
 
     from pnn_jax import hosts
 
-    quieten_logs()
     try:
-        run(config, workdir, should_stop)
+        yield
     except InputError as error:
         fail(str(error), 2, hosts.leave)
     except RunError as error:
@@ -166,6 +128,45 @@ def main(argv: list[str]) -> None:
     except StoppedEarly as reason:
         print(f'stopped: {reason}; the same command resumes the run', file=sys.stderr)
         sys.exit(STOPPED_EARLY)
+
+
+def note_ineffective_overrides(config) -> None:
+    """Names the fields of config.model that were set and have no effect; sweeps set fields for several networks."""
+    from pnn_jax.validate import ineffective_overrides
+
+    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    overridden = [field.removeprefix('model.') for field in overrides if field.startswith('model.')]
+    for line in ineffective_overrides(config.model, overridden):
+        print(f'note: {line}', file=sys.stderr)
+
+
+def main(argv: list[str]) -> None:
+    """Trains or evaluates as the flags say, and prints the result."""
+    del argv
+    should_stop = stop_conditions(TIME_BUDGET.value)
+    os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
+    config, name = CONFIG.value, config_name()
+    workdir = os.fspath(local_path(WORKDIR.value or os.path.join('runs', name), '--workdir'))
+    print(f'{name}: starting', flush=True)
+    # Imported here, because jax reads XLA_FLAGS when it is imported.
+    from pnn_jax.evaluate_run import evaluate_checkpoint
+    from pnn_jax.run.console import say
+    from pnn_jax.run.result import describe, describe_classes, describe_run_result
+    from pnn_jax.train import train_and_evaluate
+    from pnn_jax.validate import validate_config
+
+    quieten_logs()
+    with exit_codes():
+        start_jax()
+        if MODE.value == 'eval':
+            result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value)
+            say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
+            say(describe_classes(result))
+            return
+        validate_config(config)
+        note_ineffective_overrides(config)
+        result = train_and_evaluate(config, workdir, should_stop=should_stop, lock=LOCK.value)
+        say(describe_run_result(result, workdir))
 
 
 if __name__ == '__main__':

@@ -69,20 +69,25 @@ class Judgement:
 def judge(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> Judgement:
     """Judges logits [b, classes] against int labels [b]; padding, marked False in batch_mask [b], may hold anything.
 
+    A label that is no class of the logits counts as wrong, and adds no loss.
+
     `jnp.where` and never multiplication: 0 * nan is nan.
     """
     logits = logits.astype(jnp.float32)
     finite = jnp.isfinite(logits).all(-1) & batch_mask
     logits = jnp.where(finite[:, None], logits, 0.0)
+    num_classes = logits.shape[-1]
+    is_class = (labels >= 0) & (labels < num_classes)
+    labels = jnp.where(is_class, labels, 0)
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    classes = jnp.arange(logits.shape[-1])[None]
+    classes = jnp.arange(num_classes)[None]
     ahead = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
     rank = ahead.sum(-1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return Judgement(
-        correct=(rank == 0) & finite,
-        top5=(rank < 5) & finite,
-        loss=jnp.where(finite, losses, 0.0),
+        correct=(rank == 0) & finite & is_class,
+        top5=(rank < 5) & finite & is_class,
+        loss=jnp.where(finite & is_class, losses, 0.0),
         finite=finite,
         valid=batch_mask,
     )

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pnn_jax.evaluate import make_evaluate, padded_batches, per_class_table
+from pnn_jax.errors import InputError
+from pnn_jax.evaluate import evaluate_exactly, make_evaluate, padded_batches, per_class_table
 from pnn_jax.metrics import Metrics, judge
 
 SIZES = (1, 3, 4, 5, 359, 360, 1003)
@@ -95,6 +96,17 @@ def test_judge_breaks_ties_as_argmax_does():
     judgement = judge(logits, jnp.array([0, 1, 0]), jnp.array([True, True, False]))
     assert judgement.correct.tolist() == [True, False, False]
     assert judgement.total().compute()['count'] == 2
+
+
+def test_a_label_that_is_no_class_is_never_counted_as_correct():
+    logits = jnp.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    judgement = judge(logits, jnp.array([3, -1, 2]), jnp.ones(3, bool))
+    assert judgement.correct.tolist() == [False, False, True]
+    assert judgement.top5.tolist() == [False, False, True]
+    assert judgement.total().compute()['count'] == 3
+    for wrong in (3, -1):
+        with pytest.raises(InputError, match='label'):
+            evaluate_exactly(lambda _, x: x, {}, np.zeros((4, 3), np.float32), np.array([0, 1, 2, wrong]))
 
 
 def test_metrics_merge_by_addition():

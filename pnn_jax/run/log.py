@@ -7,7 +7,6 @@ dropped with a note; it never fails the run.
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import rich.progress
@@ -206,9 +205,3 @@ class RunLog:
                 self.say(
                     f'note: {type(writer).__name__} failed and is not used for the rest of the run ({one_line(error)})'
                 )
-
-
-def plot_path(workdir: str | os.PathLike) -> Path | None:
-    """The plot that a run left, or None."""
-    path = Path(workdir) / 'curves.png'
-    return path if path.exists() else None

@@ -1,5 +1,6 @@
 """The result of a run: what result.json holds, and the lines that people read."""
 
+import os
 import platform
 import statistics
 import sys
@@ -120,6 +121,16 @@ def describe_classes(result: dict) -> str:
         share = f'{100 * row["correct"] / row["count"]:5.1f}%' if row['count'] else '   - '
         lines.append(f'  {name:{width}}  {row["correct"]:5d} of {row["count"]:5d}  {share}')
     return '\n'.join(lines)
+
+
+def describe_run_result(result: dict, workdir: str | os.PathLike) -> str:
+    """The last lines of a run: the classes, the exact accuracy, the plot; of several seeds, mean and deviation."""
+    if 'seeds' in result:
+        mean, deviation = 100 * result['mean_final_test_accuracy'], 100 * result['sd_final_test_accuracy']
+        return f'{result["num_seeds"]} seeds: {mean:.2f}% +- {deviation:.2f} (standard deviation); results in {workdir}'
+    lines = [describe_classes(result), describe(result)]
+    plot = os.path.join(workdir, 'curves.png')
+    return '\n'.join([*lines, *([f'plot: {plot}'] if os.path.exists(plot) else [])])
 
 
 def describe_epoch(metrics: dict, num_epochs: int) -> str:

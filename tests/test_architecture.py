@@ -1,0 +1,43 @@
+"""The picture in docs/architecture.md is true: a module imports only from lines above its own."""
+
+import ast
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+# The lines of the picture, from top to bottom.
+ORDER = [
+    'errors paths padding options runtime hosts',
+    'ops',
+    'nn',
+    'models',
+    'metrics evaluate accounting stats optim',
+    'data',
+    'train_step validate',
+    'run',
+    'trainer',
+    'run.resume',
+    'train',
+    'evaluate_run pytorch config_flag',
+    'main convert',
+]
+LEVELS = {name: level for level, line in enumerate(ORDER) for name in line.split()}
+
+
+def level_of(module: str) -> int:
+    parts = module.split('.')[1:]
+    return next(LEVELS[name] for name in ('.'.join(parts[:2]), parts[0]) if name in LEVELS)
+
+
+def test_modules_import_only_from_above():
+    files = (ROOT / 'pnn_jax').rglob('*.py')
+    modules = {'.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path for path in files}
+    imports = 0
+    for module, path in modules.items():
+        if module == 'pnn_jax':  # loads every public name when it is used
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('pnn_jax.')):
+                continue
+            imports += 1
+            assert level_of(node.module) <= level_of(module), f'{path}:{node.lineno}'
+    assert imports > 300
