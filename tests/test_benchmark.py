@@ -13,6 +13,8 @@ from experiments.benchmark.turns import Measurement, measure
 from experiments.command import exit_code
 from pnn_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 LOG = []
 
 

@@ -114,7 +114,7 @@ def test_options(monkeypatch, tmp_path):
         ('--rows=1,3', "'3'"),
         ('--out=s3://bucket/x', '--out=s3://bucket/x'),
         ('--run=https://x.org/y', '--run=https://x.org/y'),
-        ('--out=', '--out='),
+        ('--out=', '--out is empty'),
         ('--outt=x', '--outt=x'),
         ('--ou=x', '--ou=x'),
     ],

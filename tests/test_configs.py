@@ -42,6 +42,7 @@ def quick_compilation():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize('name', NAMES)
 def test_config_trains_a_step_and_evaluates(name):

@@ -15,6 +15,8 @@ from pnn_jax.models.variables import draw_variables
 from pnn_jax.optim import create_optimizer
 from pnn_jax.train_step import all_variables, create_train_state, fixed_collections, train_step
 
+pytestmark = pytest.mark.slow
+
 PLATFORMS = ('tpu', 'cuda', 'cpu')
 NAMES = sorted(
     path.stem for path in pathlib.Path(default.__file__).parent.glob('*.py') if path.stem not in ('__init__', 'default')

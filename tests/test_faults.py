@@ -21,6 +21,8 @@ from pnn_jax.run.checkpoints import Checkpointer
 from pnn_jax.run.provenance import provenance
 from pnn_jax.run.workdir import Workdir, read_config
 
+pytestmark = pytest.mark.slow
+
 NO_HOME = """
 import os, pwd
 os.environ.pop('HOME', None)

@@ -15,6 +15,8 @@ import pytest
 from pnn_jax.hosts import LOST_HOST_SECONDS
 from pnn_jax.run.load import load_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_TEST = 1003  # divides by no number of devices or batches
 # Few steps, because rounding grows from step to step; the last batch of an epoch has 8 images.

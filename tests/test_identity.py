@@ -26,6 +26,8 @@ from pnn_jax.run.checkpoints import has_checkpoints
 from pnn_jax.train import train_and_evaluate
 from pnn_jax.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 STEPS_PER_EPOCH = 3
 TIMINGS = ('seconds', 'images_per_second', 'command')
 

@@ -14,6 +14,8 @@ from pnn_jax.models import create_model
 from pnn_jax.models.variables import draw_variables
 from pnn_jax.pytorch import variables as torch_variables
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 NUM_NETWORKS = 12
 LEAST_P = 1e-4  # with fixed seeds: no draw of the tests below is rarer than one in ten thousand

@@ -13,6 +13,8 @@ import pytest
 from command_line import QUICKSTART, ROOT, run, start, wait
 from tiny_runs import TINY, write_npz
 
+pytestmark = pytest.mark.slow
+
 CONFIG = f'--config={QUICKSTART}'
 DIGITS = (CONFIG, '--config.num_epochs=1', '--config.model.num_filters=4', '--config.model.num_masks=2')
 

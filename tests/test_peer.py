@@ -15,6 +15,8 @@ from pnn_jax.models import create_model
 from pnn_jax.nn.activations import RRELU_BOUNDS, Activation
 from pnn_jax.ops import perturb_combine
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 

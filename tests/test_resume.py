@@ -9,6 +9,8 @@ from tiny_runs import tree_of
 from experiments.robustness.kill_test import Kill, command, digests
 from pnn_jax.run.workdir import Workdir, read_config
 
+pytestmark = pytest.mark.slow
+
 
 def start(workdir, kill: Kill | None = None, *flags: str) -> Done:
     """Runs the command until it ends, or until it sends itself the signal of `kill`."""
