@@ -19,8 +19,10 @@ check: $(VENV)/installed-dev
 test: check
 	$(PYTEST) -m 'not slow and not compile'
 
+# SLOW names files, for a part of the slow tests.
+SLOW :=
 test-slow: $(VENV)/installed-dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(SLOW)
 
 test-all: test test-slow
 

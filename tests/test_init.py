@@ -25,7 +25,8 @@ def pooled(model, image_shape):
     """Every tensor of NUM_NETWORKS networks in both frameworks: name in PyTorch -> (ours, theirs), flat."""
     height, _, channels = image_shape
     network = create_model(model, 10)
-    init = jax.jit(lambda key: draw_variables(network, image_shape, key=key, mask_key=jax.random.fold_in(key, 1)))
+    draw = lambda key: draw_variables(network, image_shape, key=key, mask_key=jax.random.fold_in(key, 1))
+    init = jax.jit(draw, compiler_options={'xla_backend_optimization_level': 0})  # as `init_variables` on a CPU
     ours, theirs = {}, {}
     for seed in range(NUM_NETWORKS):
         torch.manual_seed(seed)
