@@ -145,8 +145,8 @@ class Saver:
 
     def after_epoch(self, state: TrainState, metrics: dict, evaluation: Evaluation) -> None:
         """Records a finished epoch, then saves its state."""
-        # The checkpoint of the epoch before must be on disk first: a run that is killed must never have two epochs more in
-        # metrics.jsonl than in its checkpoints, because it could not be told from one that lost its checkpoints.
+        # The checkpoint of the epoch before must be on disk first. A killed run with two epochs more in metrics.jsonl
+        # than in its checkpoints could not be told from one that lost its checkpoints.
         self.checkpointer.wait()
         self.workdir.use_test_set(evaluation.labels, self.meta['data_digest'])
         self.workdir.append_epoch(metrics, evaluation.correct)
