@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
+from pnn_jax.run.resume import Saver
 from pnn_jax.train import train_and_evaluate
 from pnn_jax.trainer import Trainer
 
@@ -268,3 +270,18 @@ def test_a_stream_trains_as_the_same_images_in_memory(tmp_path):
     assert stream['final_test_count'] == memory['final_test_count'] == 10
     assert stream['per_class'] == memory['per_class']
     np.testing.assert_allclose(stream['final_test_loss'], memory['final_test_loss'], rtol=1e-4)
+
+
+def test_an_epoch_is_recorded_after_the_checkpoint_before_it_is_on_disk():
+    """Otherwise a run that is killed between the two looks as if it had lost its checkpoints."""
+    calls = []
+
+    class Recorder:
+        def __getattr__(self, name):
+            return lambda *arguments, **options: calls.append(name)
+
+    evaluation = SimpleNamespace(labels=np.zeros(1, np.int32), correct=np.ones(1, bool), accuracy=1.0)
+    state = SimpleNamespace(step=3, params={}, batch_stats={}, opt_state=(), epoch_metrics=None)
+    saver = Saver(Recorder(), Recorder(), {}, {'data_digest': ''}, new=False)
+    saver.after_epoch(state, {}, evaluation)
+    assert calls == ['wait', 'use_test_set', 'append_epoch', 'begin', 'save']
