@@ -204,6 +204,14 @@ def test_other_images_are_refused(finished, dataset):
         train_and_evaluate(tiny_config(num_epochs=3), str(workdir), dataset=other)
 
 
+def test_other_class_names_are_refused(finished, dataset):
+    workdir, result = finished
+    renamed = dataclasses.replace(dataset, class_names=('a', 'c', 'b'))
+    with pytest.raises(InputError, match='the classes a, b, c, and config.data has a, c, b'):
+        train_and_evaluate(tiny_config(), str(workdir), dataset=renamed)
+    assert train_and_evaluate(tiny_config(), str(workdir), dataset=dataset) == result
+
+
 def test_a_loss_that_is_not_finite_names_its_step(dataset, tmp_path):
     config = tiny_config(optimizer__name='sgd', optimizer__learning_rate=1e30, log__every_steps=1)
     with pytest.raises(RunError, match=r'not finite at step [1-4];'):

@@ -25,6 +25,7 @@ def check_resumable(workdir: Workdir, checkpointer: Checkpointer, trainer: Train
         RunError: the noise masks are not those that the run was trained with, or all checkpoints are gone.
     """
     workdir.check_data(trainer.data.digest)
+    check_class_names(workdir, trainer.data.class_names)
     meta = checkpointer.latest_meta()
     if meta is None:
         # One epoch without a checkpoint is a run that was killed between the two; its first epoch is repeated.
@@ -43,6 +44,16 @@ def check_resumable(workdir: Workdir, checkpointer: Checkpointer, trainer: Train
     has_fixed = meta['fixed_digest'] != tree_digest({})
     if workdir.result() is not None and has_fixed:  # an unfinished run checks its masks when it restores them
         checkpointer.check_masks(meta['fixed_digest'])
+
+
+def check_class_names(workdir: Workdir, class_names: tuple[str, ...]) -> None:
+    """Raises InputError where a finished run counted other classes. The digest of the data does not cover names."""
+    result = workdir.result()
+    if result is not None and list(result['per_class']) != list(class_names):
+        raise InputError(
+            f'--workdir={workdir.path}: its run was trained on data with the classes {", ".join(result["per_class"])}, '
+            f'and config.data has {", ".join(class_names)}; name another folder'
+        )
 
 
 def lost_checkpoints(workdir: Workdir) -> RunError:
