@@ -257,7 +257,7 @@ def test_records_of_different_code_are_refused_unless_asked_for(results, capsys)
     assert 'c' * 12 in message and 'd' * 12 + ': shared_masks_seed1' in message and 'allow_mixed_code' in message
     assert not (results / 'report.md').exists()
     assert exit_code(main, ['--preset=smoke', f'--results={results}', '--allow_mixed_code']) == 0
-    assert f'not known: {"c" * 12}, {"d" * 12}.**' in (results / 'report.md').read_text()
+    assert f'different versions of the code: {"c" * 12}, {"d" * 12}.**' in (results / 'report.md').read_text()
 
 
 def test_a_commit_that_leaves_the_code_as_it_is_does_not_stop_the_report(results):
