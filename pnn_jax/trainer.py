@@ -71,7 +71,9 @@ class Trainer:
             model=create_model(config.model, len(data.class_names)),
             mesh=mesh,
             feed=feed,
-            data=DataSummary(data.name, data.digest, feed.num_train, feed.num_test, data.class_names),
+            data=DataSummary(
+                data.name, data.digest, feed.num_train, feed.num_test, data.class_names, tuple(feed.image_shape)
+            ),
             schedule=schedule,
             optimizer=create_optimizer(config.optimizer, schedule),
         )

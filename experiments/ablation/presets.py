@@ -68,6 +68,7 @@ PRESETS = {
             'data.mean': (0.5,),
             'data.std': (0.5,),
             'log.tensorboard': False,
+            'log.plots': False,
         },
         rows=('no_noise', 'shared_masks', 'trained_masks'),
     ),

@@ -60,6 +60,7 @@ def train_convolution(workdir: Path, data, dataset: Dataset, outputs: int) -> No
             'num_epochs': 20,
             'optimizer.name': 'adam',
             'log.tensorboard': False,
+            'log.plots': False,
         }
     )
     config.data = data

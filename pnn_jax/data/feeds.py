@@ -94,6 +94,7 @@ class DeviceFeed:
         image_shape: [h, w, c] of every image.
         num_train: training examples.
         num_test: examples to evaluate on.
+        test_images: uint8 [num_test, h, w, c]; None where they are not in memory.
     """
 
     def __init__(self, dataset: Dataset, mesh: jax.sharding.Mesh, *, batch_size: int, steps_per_dispatch: int):
@@ -101,6 +102,7 @@ class DeviceFeed:
         self.image_shape = dataset.train.images.shape[1:]
         self.batch_size, self.steps_per_dispatch = batch_size, steps_per_dispatch
         self.num_train, self.num_test = len(dataset.train.labels), len(dataset.test.labels)
+        self.test_images = dataset.test.images
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.images, self.labels = replicate((dataset.train.images, dataset.train.labels), self.replicated)
 
@@ -141,6 +143,8 @@ class DeviceFeed:
 
 class StreamFeed:
     """A data set that stays on disk; each host decodes its share, a few batches ahead. Attributes as `DeviceFeed`."""
+
+    test_images = None
 
     def __init__(self, stream: Stream, mesh: jax.sharding.Mesh, *, batch_size: int):
         self.stream, self.mesh, self.batch_size = stream, mesh, batch_size
