@@ -12,10 +12,12 @@ anything differs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -57,14 +59,14 @@ class Task(NamedTuple):
     """A task of an array job, as Slurm sees it.
 
     Attributes:
-        job: the id of the task's own job.
+        name: 'ARRAY_PART'. The id of the task's own job will not do: that of the last task means the whole array.
         part: its number in the array.
         state: 'PENDING', 'RUNNING', 'COMPLETED', 'FAILED', ...
         restarts: how often it was started again.
         exit_code: of the batch script.
     """
 
-    job: str
+    name: str
     part: int
     state: str
     restarts: int
@@ -79,27 +81,30 @@ def read_tasks(array: str) -> list[Task]:
         if fields.get('ArrayTaskId', '').isdecimal():  # a range stands for tasks that were never started
             code = int(fields['ExitCode'].split(':')[0])
             part, restarts = int(fields['ArrayTaskId']), int(fields['Restarts'])
-            tasks.append(Task(fields['JobId'], part, fields['JobState'], restarts, code))
+            tasks.append(Task(f'{array}_{part}', part, fields['JobState'], restarts, code))
     return sorted(tasks, key=lambda task: task.part)
 
 
-# --- disturbances: each takes the id of a running job, and says what it did -------------------------------------------
+# --- disturbances: each takes the name of a running task, and says what it did ----------------------------------------
 
 
-def kill_processes(job: str) -> str:
-    call('scancel', '--signal=KILL', job)
+def kill_processes(task: str) -> str:
+    for line in call('scontrol', 'listpids', f'{task}.0').splitlines()[1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(line.split()[0]), signal.SIGKILL)
     return 'SIGKILL to its processes'
 
 
-def fail_node(job: str) -> str:
+def fail_node(task: str) -> str:
+    del task  # all tasks run on the one node
     node = os.uname().nodename.split('.')[0]
     call('scontrol', 'update', f'nodename={node}', 'state=down', 'reason=trial')
     call('scontrol', 'update', f'nodename={node}', 'state=resume')
     return 'its node fails'
 
 
-def preempt(job: str) -> str:
-    call('scontrol', 'requeue', job)
+def preempt(task: str) -> str:
+    call('scontrol', 'requeue', task)
     return 'preempted'
 
 
@@ -140,20 +145,22 @@ class Trial:
         if before is None or (task.state, task.restarts) != (before.state, before.restarts):
             self.note(task.part, f'{task.state.lower()}, start {task.restarts + 1}')
         self.known[task.part] = task
+        if task.state not in ('PENDING', 'RUNNING', 'COMPLETING', 'COMPLETED', 'FAILED', 'REQUEUED', 'NODE_FAIL'):
+            raise RunError(f'part {task.part} is {task.state}')
         if task.state == 'FAILED':
             if task.exit_code != 137:  # 128 + SIGKILL
                 raise RunError(f'part {task.part} failed with exit code {task.exit_code}')
-            call('scontrol', 'requeue', task.job)
+            call('scontrol', 'requeue', task.name)
             self.note(task.part, 'requeued by hand')
         if task.state == 'PENDING':  # Slurm lets a requeued job wait for two minutes
-            call('scontrol', 'update', f'jobid={task.job}', 'starttime=now')
+            call('scontrol', 'update', f'jobid={task.name}', 'starttime=now')
 
     def disturb(self) -> None:
         """When the time has come: picks a running task and a way to disturb it."""
         running = [task for task in self.known.values() if task.state == 'RUNNING']
         if self.kills and running and time.monotonic() > self.next_kill:
             task, disturbance = self.rng.choice(running), DISTURBANCES[self.kills % len(DISTURBANCES)]
-            self.note(task.part, disturbance(task.job))
+            self.note(task.part, disturbance(task.name))
             self.kills -= 1
             self.next_kill = time.monotonic() + self.rng.uniform(0, 2 * self.pause)
 
@@ -200,13 +207,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--minutes', type=whole_number(), default=3, help='time limit of a task')
     parser.add_argument('--time_budget', type=float, default=60, help='seconds after which a task saves and stops')
     parser.add_argument('--seed', type=int, default=0, help='decides the moments')
-    parser.add_path('--out', default='runs/slurm', help='folder for everything; one of an earlier trial is emptied')
+    parser.add_path(
+        '--out', default='runs/slurm', help='folder for everything; keeps the undisturbed grid for the next trial'
+    )
     options = parser.parse_args(argv)
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
         raise InputError(f'{missing[0]} is not installed; on Debian: apt-get install slurm-wlm munge')
-    out = empty_folder(options.out, '--out')
-    undisturbed, shared, cluster = out / 'undisturbed', out / 'shared', out / 'slurm'
-    shared.mkdir()
+    undisturbed, cluster = options.out / 'undisturbed', options.out / 'slurm'
+    shared = empty_folder(options.out / 'shared', '--out')
     folders = [f'--output={undisturbed}/runs', f'--results={undisturbed}/results']
     call(sys.executable, '-m', 'experiments.ablation', f'--preset={PRESET}', f'--rows={ROWS}', *folders)
 
