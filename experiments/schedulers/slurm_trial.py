@@ -59,7 +59,9 @@ class Task(NamedTuple):
     """A task of an array job, as Slurm sees it.
 
     Attributes:
-        name: 'ARRAY_PART'. The id of the task's own job will not do: that of the last task means the whole array.
+        name: 'ARRAY_PART'.
+        job: the id of the task's own job. Where Slurm takes names, use the name: the id of the last task is that of the
+            whole array too.
         part: its number in the array.
         state: 'PENDING', 'RUNNING', 'COMPLETED', 'FAILED', ...
         restarts: how often it was started again.
@@ -67,6 +69,7 @@ class Task(NamedTuple):
     """
 
     name: str
+    job: str
     part: int
     state: str
     restarts: int
@@ -81,21 +84,23 @@ def read_tasks(array: str) -> list[Task]:
         if fields.get('ArrayTaskId', '').isdecimal():  # a range stands for tasks that were never started
             code = int(fields['ExitCode'].split(':')[0])
             part, restarts = int(fields['ArrayTaskId']), int(fields['Restarts'])
-            tasks.append(Task(f'{array}_{part}', part, fields['JobState'], restarts, code))
+            tasks.append(Task(f'{array}_{part}', fields['JobId'], part, fields['JobState'], restarts, code))
     return sorted(tasks, key=lambda task: task.part)
 
 
-# --- disturbances: each takes the name of a running task, and says what it did ----------------------------------------
+# --- disturbances: each takes a running task, and says what it did ----------------------------------------------------
 
 
-def kill_processes(task: str) -> str:
-    for line in call('scontrol', 'listpids', f'{task}.0').splitlines()[1:]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(line.split()[0]), signal.SIGKILL)
+def kill_processes(task: Task) -> str:
+    for line in call('scontrol', 'listpids', task.job).splitlines()[1:]:
+        process, _, step, *_ = line.split()
+        if step != 'batch':  # the shell of grid.sbatch
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
     return 'SIGKILL to its processes'
 
 
-def fail_node(task: str) -> str:
+def fail_node(task: Task) -> str:
     del task  # all tasks run on the one node
     node = os.uname().nodename.split('.')[0]
     call('scontrol', 'update', f'nodename={node}', 'state=down', 'reason=trial')
@@ -103,8 +108,8 @@ def fail_node(task: str) -> str:
     return 'its node fails'
 
 
-def preempt(task: str) -> str:
-    call('scontrol', 'requeue', task)
+def preempt(task: Task) -> str:
+    call('scontrol', 'requeue', task.name)
     return 'preempted'
 
 
@@ -160,7 +165,7 @@ class Trial:
         running = [task for task in self.known.values() if task.state == 'RUNNING']
         if self.kills and running and time.monotonic() > self.next_kill:
             task, disturbance = self.rng.choice(running), DISTURBANCES[self.kills % len(DISTURBANCES)]
-            self.note(task.part, disturbance(task.name))
+            self.note(task.part, disturbance(task))
             self.kills -= 1
             self.next_kill = time.monotonic() + self.rng.uniform(0, 2 * self.pause)
 
