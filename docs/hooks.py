@@ -4,6 +4,8 @@ A page asks for them by comments:
 
     <!-- include: FILE "Heading" -->      the text under a heading of a Markdown file, up to the next heading
     <!-- messages: FILE FILE ... -->      every InputError and RunError of these modules
+
+The examples of docstrings become code blocks.
 """
 
 import ast
@@ -70,6 +72,28 @@ def section(path: Path, heading: str) -> str:
     """
     parts = re.split(r'^#+ (.+)$', path.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[heading].strip()
+
+
+def with_examples_as_code(text: str) -> str:
+    """Makes code blocks of lines that begin with `>>>`, and of what they print. Markdown takes them for quotations."""
+    return re.sub(r'^(>>> .*(?:\n.+)*)', r'```pycon\n\1\n```', text, flags=re.MULTILINE)
+
+
+def on_config(config):
+    """Adds `with_examples_as_code` to what turns Markdown into HTML, docstrings included."""
+    from markdown import Extension
+    from markdown.preprocessors import Preprocessor
+
+    class Examples(Preprocessor):
+        def run(self, lines):
+            return with_examples_as_code('\n'.join(lines)).split('\n')
+
+    class ExamplesExtension(Extension):
+        def extendMarkdown(self, md):
+            md.preprocessors.register(Examples(md), 'examples', priority=100)  # before code blocks are looked for
+
+    config.markdown_extensions.append(ExamplesExtension())
+    return config
 
 
 def on_files(files, config):

@@ -234,6 +234,13 @@ def test_a_section_is_included_up_to_the_next_heading(hooks, tmp_path):
         hooks.section(page, 'Four')
 
 
+def test_examples_of_docstrings_become_code(hooks):
+    text = 'Text.\n\n>>> f(1)\n2\n>>> f(2)\n3\n\nMore text.\n'
+    code = 'Text.\n\n```pycon\n>>> f(1)\n2\n>>> f(2)\n3\n```\n\nMore text.\n'
+    assert hooks.with_examples_as_code(text) == code
+    assert hooks.with_examples_as_code('a >>> b\n> quoted\n') == 'a >>> b\n> quoted\n'
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', f'--site-dir={tmp_path / "site"}']

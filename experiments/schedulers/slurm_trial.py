@@ -104,8 +104,15 @@ def fail_node(task: Task) -> str:
     del task  # all tasks run on the one node
     node = os.uname().nodename.split('.')[0]
     call('scontrol', 'update', f'nodename={node}', 'state=down', 'reason=trial')
+    began = time.monotonic()
+    while _node_has_tasks() and time.monotonic() - began < 120:
+        time.sleep(POLL_SECONDS)  # a node that has failed comes back empty
     call('scontrol', 'update', f'nodename={node}', 'state=resume')
-    return 'its node fails'
+    return f'its node fails and comes back after {time.monotonic() - began:.0f} s'
+
+
+def _node_has_tasks() -> bool:
+    return subprocess.run(['scontrol', 'listpids'], capture_output=True).returncode == 0
 
 
 def preempt(task: Task) -> str:
