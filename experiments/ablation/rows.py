@@ -59,6 +59,24 @@ ROWS = (
         late=True,
     ),
     Row(
+        'flat_mask',
+        'as `one_mask`, each mask the same number at all pixels',
+        'noise_masks',
+        changes={'model.num_masks': 1, 'model.mix_channels': False, 'model.noise_type': 'flat'},
+    ),
+    Row(
+        'ramp_mask',
+        'as `one_mask`, each mask a linear ramp',
+        'noise_masks',
+        changes={'model.num_masks': 1, 'model.mix_channels': False, 'model.noise_type': 'ramp'},
+    ),
+    Row(
+        'shift',
+        'row 4 with each channel shifted by a pixel',
+        'noise_masks',
+        changes={'model.layer': 'shift', 'model.num_masks': 1, 'model.mix_channels': False},
+    ),
+    Row(
         'one_random_filter',
         'row 4 with one random 3x3 filter per channel',
         'noise_masks',
