@@ -128,6 +128,11 @@ class Difference(NamedTuple):
         _check_margin(margin)
         return self._p_above(-margin)
 
+    def inferiority_p_value(self, margin: float) -> float:
+        """One-sided, of 'the first arm is worse by less than `margin`, or better'."""
+        _check_margin(margin)
+        return self._p_below(-margin)
+
     def _p_above(self, value: float) -> float:
         """One-sided p-value of 'the difference is at most `value`'."""
         if self.error == 0:  # runs without any spread; t would be 0 / 0 or infinite
