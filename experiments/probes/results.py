@@ -84,7 +84,9 @@ class Probes:
     def changes(self) -> list[str]:
         """Names of all changes but none, in their order; a network without masks has fewer."""
         names = _once(one.change for run in self.runs.values() for one in run.counts)
-        first = [one.change for run in sorted(self.runs.values(), key=lambda run: -len(run.counts)) for one in run.counts]
+        first = [
+            one.change for run in sorted(self.runs.values(), key=lambda run: -len(run.counts)) for one in run.counts
+        ]
         return sorted((name for name in names if name != TRAINED), key=first.index)
 
     def of_arm(self, arm: str) -> list[ProbedRun]:

@@ -39,7 +39,9 @@ def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.report', __doc__)
     parser.add_argument('--grid', required=True, help='name of a grid, or its TOML file')
     parser.add_path('--results', default='experiments/results', help='folder of the records')
-    parser.add_path('--probes', help='what experiments.probes wrote; default: RESULTS/<grid>/report/probes.json if there')
+    parser.add_path(
+        '--probes', help='what experiments.probes wrote; default: RESULTS/<grid>/report/probes.json if there'
+    )
     parser.add_path('--counting', help='the run that is recounted (workdir or record); default: the first of the grid')
     parser.add_argument('--partial', action='store_true', help='report what is there, and say what is missing')
     parser.add_argument('--allow_mixed_code', action='store_true', help='also take records of other or unknown code')
@@ -55,7 +57,9 @@ def recounted(study: Study, path: Path | None) -> Outcomes | None:
     return Outcomes(record.name, record.correct, None) if len(record.correct) > 1 else None
 
 
-def draw(study: Study, found: list[Finding], probes: Probes | None, counted: Counted | None) -> dict[str, alt.TopLevelMixin]:
+def draw(
+    study: Study, found: list[Finding], probes: Probes | None, counted: Counted | None
+) -> dict[str, alt.TopLevelMixin]:
     """Name -> chart, for what the records allow to draw."""
     drawn: dict[str, alt.TopLevelMixin] = {'learning': charts.learning(study)}
     if found:
@@ -64,7 +68,7 @@ def draw(study: Study, found: list[Finding], probes: Probes | None, counted: Cou
         drawn |= {'probes': charts.probes(study, probes), 'position': charts.position(study, probes)}
     if counted is not None:
         drawn['counting'] = charts.counting(counted.values(counted.first, 0), counted.name)
-    if rows := tables.audit_arms(study):
+    if len(rows := tables.audit_arms(study)) > 1:
         drawn['gaps'] = charts.gaps(study, rows)
     return drawn
 

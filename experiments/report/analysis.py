@@ -22,6 +22,11 @@ WEIGHTS = {'difference': (1, -1), 'non_inferiority': (1, -1), 'interaction': (1,
 BOUNDS = {'difference': (-100.0, 100.0), 'non_inferiority': (-100.0, 100.0), 'interaction': (-200.0, 200.0)}
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """'+0.31', '-1.20', and '+0.00' for everything that rounds to zero."""
+    return f'{round(value, digits) + 0.0:+.{digits}f}'
+
+
 class Judgement(NamedTuple):
     """The statistics of one comparison.
 
@@ -56,9 +61,7 @@ class Judgement(NamedTuple):
         return words.get(self.verdict, self.verdict)
 
 
-def judge_all(
-    grid: Grid, values: Mapping[str, stats.Values], collapsed: Collection[str] = ()
-) -> list[Judgement]:
+def judge_all(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collection[str] = ()) -> list[Judgement]:
     """All comparisons of which every arm has runs, in the order of the grid.
 
     Args:
@@ -168,7 +171,7 @@ class Finding(NamedTuple):
         """The interval in words, or why none is shown."""
         if self.interval is None:
             return f'{self.collapsed} of {sum(map(len, self.arms))} runs collapsed'
-        return f'{self.interval[0]:+.2f} to {self.interval[1]:+.2f}'
+        return f'{signed(self.interval[0])} to {signed(self.interval[1])}'
 
 
 def accuracies(records: Iterable[Record]) -> list[float]:

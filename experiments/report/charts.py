@@ -5,6 +5,7 @@ A chart is a function that returns an `altair` chart one column wide. Its width 
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import altair as alt
@@ -27,12 +28,21 @@ LINES = "split(datum.label, '|')"  # a label of several lines
 
 def png(chart: alt.TopLevelMixin) -> bytes:
     """The chart as the content of a PNG file."""
-    return vl_convert.vegalite_to_png(chart.properties(width=PNG_WIDTH).to_dict(), scale=1.5)
+    return vl_convert.vegalite_to_png(_styled(chart.properties(width=PNG_WIDTH)).to_dict(), scale=1.5)
 
 
 def spec(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The chart for a page: as wide as the element that it is put into."""
-    return chart.properties(width='container').to_dict() | {'autosize': {'type': 'fit-x', 'contains': 'padding'}}
+    return _styled(chart.properties(width='container')).to_dict()
+
+
+def _styled(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
+    """Text of a size that can be read on a phone, and titles that begin at the left edge."""
+    return (
+        chart.configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight='normal')
+        .configure_legend(labelFontSize=12, titleFontSize=12)
+        .configure_title(fontSize=14, subtitleFontSize=12, subtitleColor='#444', anchor='start', frame='bounds')
+    )
 
 
 def title_of(chart: alt.TopLevelMixin) -> str:
@@ -43,52 +53,95 @@ def title_of(chart: alt.TopLevelMixin) -> str:
 def forest(findings: list[Finding]) -> alt.LayerChart:
     """Every difference with its interval, a dot a run, and the band of differences that do not matter."""
     label = lambda finding: '|'.join(_minus(finding)) + f'|{finding.judgement.verdict_text}'
-    order = [label(finding) for finding in findings]
-    row = alt.Y('comparison:N', sort=order, title=None, axis=alt.Axis(labelExpr=LINES, labelLimit=240, ticks=False))
-    difference = lambda field: alt.X(f'{field}:Q', title='difference in accuracy (percentage points)')
-    estimates = alt.Data(
-        values=[
-            {
-                'comparison': label(finding),
-                'question': finding.comparison.question,
-                'points': round(finding.estimate, 3),
-                'margin': finding.comparison.margin,
-                'minus_margin': -finding.comparison.margin,
-                'low': None if finding.interval is None else round(finding.interval[0], 3),
-                'high': None if finding.interval is None else round(finding.interval[1], 3),
-                'interval': finding.interval_text,
-            }
-            for finding in findings
-        ]
+    row = alt.Y(
+        'comparison:N',
+        sort=[label(finding) for finding in findings],
+        title=None,
+        axis=alt.Axis(labelExpr=LINES, labelLimit=240, ticks=False),
+        scale=alt.Scale(padding=0),
     )
-    runs = alt.Data(
-        values=[
-            {'comparison': label(finding), 'points': round(value - np.mean(accuracies(finding.arms[1])), 3)}
-            for finding in findings
-            if finding.comparison.kind != 'interaction'
-            for value in accuracies(finding.arms[0])
-        ]
-    )
-    base = alt.Chart(estimates).encode(y=row)
+    estimates = [_estimate(finding) | {'comparison': label(finding)} for finding in findings]
+    runs = [
+        {'comparison': label(finding), 'points': round(value - np.mean(accuracies(finding.arms[1])), 3)}
+        for finding in findings
+        if finding.comparison.kind != 'interaction'
+        for value in accuracies(finding.arms[0])
+    ]
+    base = alt.Chart(alt.Data(values=estimates)).encode(y=row)
     tooltip = ['question:N', 'points:Q', 'interval:N']
-    band = base.mark_bar(color=GREEN, opacity=0.13, height=alt.RelativeBandSize(1)).encode(
-        x=difference('minus_margin'), x2='margin:Q'
-    )
-    zero = alt.Chart(alt.Data(values=[{'x': 0}])).mark_rule(color='black', size=1).encode(x='x:Q')
-    dots = alt.Chart(runs).mark_point(color=GREY, size=28, yOffset=11).encode(x='points:Q', y=row)
+    x = alt.X('minus_margin:Q', title='difference (percentage points)')
+    band = base.mark_bar(color=GREEN, opacity=0.13).encode(x=x, x2='margin:Q')
+    dots = alt.Chart(alt.Data(values=runs)).mark_point(color=GREY, size=28, yOffset=12)
     interval = base.mark_rule(color=BLUE, size=3).encode(x='low:Q', x2='high:Q', tooltip=tooltip)
     estimate = base.mark_point(color=BLUE, filled=True, size=90, opacity=1).encode(x='points:Q', tooltip=tooltip)
-    chart = alt.layer(band, zero, dots, interval, estimate)
-    return chart.properties(height=alt.Step(58), title=_title('Difference between two arms, 95% interval', 'Green: too small to matter. Circles: runs of the first arm, from the mean of the second.'))
+    chart = alt.layer(band, _zero(), dots.encode(x='points:Q', y=row), interval, estimate)
+    return chart.properties(
+        height=66 * len(findings),
+        title=_title(
+            'Difference between two arms',
+            'Blue: mean and 95% interval. Circles: runs of the first arm, minus the mean of the second. '
+            'Green: too small to matter.',
+        ),
+    )
 
 
-def _minus(finding: Finding) -> tuple[str, str]:
+def _estimate(finding: Finding) -> dict[str, Any]:
+    """A finding as data of the forest plot."""
+    low, high = (None, None) if finding.interval is None else (round(value, 3) for value in finding.interval)
+    return {
+        'question': finding.comparison.question,
+        'points': round(finding.estimate, 3),
+        'margin': finding.comparison.margin,
+        'minus_margin': -finding.comparison.margin,
+        'low': low,
+        'high': high,
+        'interval': finding.interval_text,
+    }
+
+
+def _zero() -> alt.Chart:
+    """A vertical line at zero."""
+    return alt.Chart(alt.Data(values=[{'x': 0}])).mark_rule(color='black', size=1).encode(x='x:Q')
+
+
+def _minus(finding: Finding) -> tuple[str, ...]:
+    """Which arms are compared, in lines."""
     first, second, *versus = finding.comparison.arms
-    return (f'({first} - {second})', f'- ({versus[0]} - {versus[1]})') if versus else (first, f'- {second}')
+    if not versus:
+        return first, f'- {second}'
+    return f'({first}', f'- {second})', f'- ({versus[0]}', f'- {versus[1]})'
 
 
 def probes(study: Study, found: Probes) -> alt.LayerChart:
     """What every change costs the trained networks: mean over runs with its interval, and a dot a run."""
+    means, runs = _losses(study, found)
+    arms = list(dict.fromkeys(entry['arm'] for entry in means))
+    axis = alt.Axis(labelLimit=130, grid=True, tickBand='extent')
+    encoding = {
+        'y': alt.Y('change:N', sort=found.changes, title=None, axis=axis),
+        'yOffset': alt.YOffset('arm:N', sort=arms),
+        'color': alt.Color('arm:N', sort=arms, title='arm', legend=_legend()),
+    }
+    lost = alt.X('lost:Q', title='accuracy lost (percentage points)')
+    norms = alt.Scale(domain=list(BATCH_NORMS), range=['circle', 'diamond'])
+    shape = alt.Shape('batch norm:N', title='batch norm', legend=_legend(), scale=norms)
+    base = alt.Chart(alt.Data(values=means)).encode(**encoding)
+    dots = alt.Chart(alt.Data(values=runs)).mark_point(filled=True, size=14, opacity=0.35)
+    interval = base.mark_rule(size=1.5).encode(x='low:Q', x2='high:Q')
+    mean = base.mark_point(size=60, strokeWidth=2, opacity=1)
+    mean = mean.encode(x=lost, shape=shape, tooltip=['arm:N', 'change:N', 'batch norm:N', 'lost:Q'])
+    chart = alt.layer(_zero(), dots.encode(x=lost, shape=shape, **encoding), interval, mean)
+    return chart.properties(
+        height=12 * len(arms) * len(found.changes),
+        title=_title(
+            'What a change costs a trained network',
+            'Large: mean over runs, with its 95% interval. Small: runs. Far right: the network needs what was changed.',
+        ),
+    )
+
+
+def _losses(study: Study, found: Probes) -> tuple[list[dict], list[dict]]:
+    """The data of the chart of probes: a mean for every arm, change and batch norm, and the values of every run."""
     means, runs = [], []
     for name in probed_arms(study, found):
         for change in found.changes:
@@ -98,23 +151,7 @@ def probes(study: Study, found: Probes) -> alt.LayerChart:
                 if losses:
                     low, high = t_interval(losses, bounds=(-100, 100)) if len(losses) > 1 else (None, None)
                     means.append(entry | {'lost': round(float(np.mean(losses)), 3), 'low': low, 'high': high})
-    arms = list(dict.fromkeys(entry['arm'] for entry in means))
-    encoding = {
-        'y': alt.Y('change:N', sort=found.changes, title=None, axis=alt.Axis(labelLimit=130, grid=True, bandPosition=0, tickBand='extent')),
-        'yOffset': alt.YOffset('arm:N', sort=arms),
-        'color': alt.Color('arm:N', sort=arms, title='arm', legend=_legend()),
-    }
-    lost = alt.X('lost:Q', title='accuracy lost (percentage points)')
-    shape = alt.Shape('batch norm:N', sort=list(BATCH_NORMS), title='batch norm', legend=_legend(), scale=alt.Scale(domain=list(BATCH_NORMS), range=['circle', 'diamond']))
-    base = alt.Chart(alt.Data(values=means)).encode(**encoding)
-    dots = alt.Chart(alt.Data(values=runs)).mark_point(filled=True, size=14, opacity=0.35).encode(x=lost, shape=shape, **encoding)
-    interval = base.mark_rule(size=1.5).encode(x='low:Q', x2='high:Q')
-    mean = base.mark_point(size=60, strokeWidth=2, opacity=1).encode(x=lost, shape=shape, tooltip=['arm:N', 'change:N', 'batch norm:N', 'lost:Q'])
-    zero = alt.Chart(alt.Data(values=[{'x': 0}])).mark_rule(color='black', size=1).encode(x='x:Q')
-    chart = alt.layer(zero, dots, interval, mean)
-    return chart.properties(
-        height=alt.Step(12), title=_title('What a change costs a trained network', 'Right: the network needs what was changed. Large: mean over runs, with its 95% interval.')
-    )
+    return means, runs
 
 
 def position(study: Study, found: Probes) -> alt.LayerChart:
@@ -133,7 +170,11 @@ def position(study: Study, found: Probes) -> alt.LayerChart:
     lines = base.mark_line(point=True).encode(x=x, y=y, color=alt.Color('arm:N', sort=arms, legend=_legend()))
     chance = base.mark_rule(strokeDash=[4, 4]).encode(y='mean(chance):Q')
     return alt.layer(lines, chance).properties(
-        height=260, title=_title('Can the position be read from the features?', 'A linear classifier on held-out images; mean over runs. Dashed: chance.')
+        height=260,
+        title=_title(
+            'Can the position be read from the features?',
+            'A linear classifier on held-out images; mean over runs. Dashed: chance.',
+        ),
     )
 
 
@@ -145,13 +186,20 @@ def gaps(study: Study, name_of: dict[int, str]) -> alt.LayerChart:
     values = []
     for number, name in name_of.items():
         label = f'row {number}|{name}'
-        values.append({'row': label, 'who': 'audit, CIFAR-10, 150 epochs', 'gap': published[number] - published[reference]})
+        values.append(
+            {'row': label, 'who': 'audit, CIFAR-10, 150 epochs', 'gap': published[number] - published[reference]}
+        )
         values.append({'row': label, 'who': 'here', 'gap': np.mean(accuracies(study.arms[name])) - ours})
     row = alt.Y('row:N', title=None, axis=alt.Axis(labelExpr=LINES))
     points = alt.Chart(alt.Data(values=values)).mark_point(filled=True, size=90, opacity=1)
-    points = points.encode(x=alt.X('gap:Q', title='minus the row without noise (points)'), y=row, color=alt.Color('who:N', title=None, legend=_legend()))
-    zero = alt.Chart(alt.Data(values=[{'x': 0}])).mark_rule(color='black').encode(x='x:Q')
-    return alt.layer(zero, points).properties(height=alt.Step(40), title=_title('Distance from the row without noise'))
+    points = points.encode(
+        x=alt.X('gap:Q', title='minus the row without noise (points)', axis=alt.Axis(tickCount=6)),
+        y=row,
+        color=alt.Color('who:N', title=None, legend=_legend()),
+    )
+    return alt.layer(_zero(), points).properties(
+        height=40 * len(name_of), title=_title('Distance from the row without noise')
+    )
 
 
 def learning(study: Study) -> alt.LayerChart:
@@ -168,17 +216,29 @@ def learning(study: Study) -> alt.LayerChart:
             for epoch, (mean, low, high) in enumerate(columns, start=1)
         ]
     arms = list(dict.fromkeys(entry['arm'] for entry in values))
-    base = alt.Chart(alt.Data(values=values)).encode(x=alt.X('epoch:Q', axis=alt.Axis(tickMinStep=1)), color=alt.Color('arm:N', sort=arms, legend=_legend()))
+    base = alt.Chart(alt.Data(values=values)).encode(
+        x=alt.X('epoch:Q', axis=alt.Axis(tickMinStep=1)), color=alt.Color('arm:N', sort=arms, legend=_legend())
+    )
     scale = alt.Scale(zero=False)
-    lines = base.mark_line(strokeWidth=2).encode(y=alt.Y('mean:Q', title=f'{split} accuracy (%)', scale=scale), tooltip=['arm:N', 'epoch:Q', 'mean:Q'])
+    lines = base.mark_line(strokeWidth=2).encode(
+        y=alt.Y('mean:Q', title=f'{split} accuracy (%)', scale=scale), tooltip=['arm:N', 'epoch:Q', 'mean:Q']
+    )
     ranges = base.mark_area(opacity=0.12).encode(y=alt.Y('low:Q', scale=scale), y2='high:Q')
-    return alt.layer(ranges, lines).properties(height=320, title=_title('Learning curves', f'Exact {split} accuracy: mean and range over runs.'))
+    return alt.layer(ranges, lines).properties(
+        height=320, title=_title('Learning curves', f'Exact {split} accuracy: mean and range over runs.')
+    )
 
 
 def counting(values: list[dict], run: str) -> alt.Chart:
     """One run in every way of counting, epoch by epoch; `values` are those of `counted.Counted.values`."""
     source = alt.Data(values=values, name=SOURCE)
-    color = alt.Color('counted:N', sort=list(COUNTED), title=None, scale=alt.Scale(domain=list(COUNTED), range=list(COUNTED.values())), legend=_legend())
+    color = alt.Color(
+        'counted:N',
+        sort=list(COUNTED),
+        title=None,
+        scale=alt.Scale(domain=list(COUNTED), range=list(COUNTED.values())),
+        legend=_legend(),
+    )
     return (
         alt.Chart(source)
         .mark_line(strokeWidth=1.6)
@@ -189,18 +249,15 @@ def counting(values: list[dict], run: str) -> alt.Chart:
             strokeWidth=alt.condition("datum.counted == 'exact'", alt.value(3), alt.value(1.4)),
             tooltip=['counted:N', 'epoch:Q', 'accuracy:Q'],
         )
-        .properties(height=300, title=_title('Reported and actual', f'The same predictions of {run}, counted in four ways.'))
+        .properties(
+            height=300, title=_title('Reported and actual', f'The same predictions of {run}, counted in four ways.')
+        )
     )
 
 
 def _title(text: str, subtitle: str = '') -> alt.TitleParams:
-    """A title at the left. Long subtitles are cut into lines that fit a phone."""
-    words, lines = subtitle.split(), ['']
-    for word in words:
-        if len(lines[-1]) + len(word) > 52:
-            lines.append('')
-        lines[-1] = f'{lines[-1]} {word}'.strip()
-    return alt.TitleParams(text, subtitle=lines if subtitle else [], anchor='start', frame='group', subtitleColor='#444')
+    """A title, and a subtitle in lines that fit a phone."""
+    return alt.TitleParams(text, subtitle=textwrap.wrap(subtitle, 50))
 
 
 def _legend() -> alt.Legend:

@@ -47,7 +47,7 @@ class Counted(NamedTuple):
         """The rows of the chart for the batch size and the order of these indices."""
         return [
             {'counted': way, 'epoch': epoch, 'accuracy': value}
-            for way, curve in self.curves[batch_size][order].items()
+            for way, curve in reversed(self.curves[batch_size][order].items())  # exact is drawn last, above the others
             for epoch, value in enumerate(curve, start=1)
         ]
 

@@ -17,6 +17,7 @@ import pandas as pd
 import vl_convert
 
 from experiments.report import charts
+from experiments.report.analysis import signed
 from experiments.report.counted import Counted
 
 TEMPLATES = Path(__file__).with_name('templates')
@@ -42,12 +43,12 @@ class Document:
             keep_trailing_newline=True,
             autoescape=False,
         )
-        environment.filters |= {'table': self._table, 'rows': _rows}
+        environment.filters |= {'table': self._table, 'rows': _rows, 'signed': signed}
         return environment.get_template(template).render(context)
 
     def _table(self, frame: pd.DataFrame, name: str) -> str:
         self.tables[f'{name}.csv'] = frame.map(lambda text: text.replace('`', '')).to_csv(index=False)
-        return f'{_rows(frame)}\n\n[{name}.csv]({name}.csv)'
+        return f'{_rows(frame)}\n\n[Download {name}.csv]({name}.csv)'
 
 
 def _rows(frame: pd.DataFrame) -> str:
@@ -98,5 +99,5 @@ def _library() -> str:
 
 
 def _inside_script(text: str) -> str:
-    """Text that cannot end the script element it is in: '</' in a string may also be written '<\\/'."""
-    return text.replace('</', '<\\/')
+    """JSON or JavaScript that cannot end the script element it is in; a backslash before '/' changes nothing."""
+    return re.sub('</(?=script)', r'<\\/', text, flags=re.IGNORECASE)

@@ -64,3 +64,7 @@ def is_collapsed(record: Record, rule: Collapse) -> bool:
     gap = 0.0 if mode is None else mode - 100 * record.accuracy
     loss = record.summary['final_test_loss']
     return gap > rule.train_minus_eval or not loss <= rule.loss or bool(record.summary.get('nonfinite'))
+
+
+def read_study(results, grid, *, allow_mixed_code):
+    raise NotImplementedError

@@ -9,7 +9,7 @@ from experiments.ablation.records import Record
 from experiments.counting.curves import expected_reports, label_of, recount
 from experiments.probes.results import BATCH_NORMS, TRAINED, Probes
 from experiments.published import AUDIT_ROWS, REPLICATIONS
-from experiments.report.analysis import Finding, accuracies
+from experiments.report.analysis import Finding, accuracies, signed
 from experiments.report.study import Study, is_collapsed
 from pnn_jax.stats import ACCURACY, contrast, format_p_value, t_interval
 
@@ -54,8 +54,8 @@ def comparisons_table(found: list[Finding]) -> pd.DataFrame:
             'question': finding.comparison.question,
             'arms': _arms_of(finding),
             'runs': ' + '.join(str(len(records)) for records in finding.arms),
-            'weights': f'{_weights_ratio(finding):+.1%}',
-            'points': f'{finding.estimate:+.2f}',
+            'weights': f'{signed(100 * _weights_ratio(finding), 1)}%',
+            'points': signed(finding.estimate),
             '95% CI': finding.interval_text,
             'p (Holm)': _p_value(finding, finding.judgement.p_value),
             'p of the margin (Holm)': _p_value(finding, finding.judgement.margin_p_value),
@@ -70,8 +70,8 @@ def robustness_table(found: list[Finding]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             'arms': _arms_of(finding),
-            'points': f'{finding.estimate:+.2f}',
-            'bootstrap of runs and images, 95%': f'{finding.bootstrap[0]:+.2f} to {finding.bootstrap[1]:+.2f}',
+            'points': signed(finding.estimate),
+            'bootstrap of runs and images, 95%': f'{signed(finding.bootstrap[0])} to {signed(finding.bootstrap[1])}',
             'batch norm recalibrated': _sensitivity(finding),
             'images that differ between arms (%)': f'{finding.between:.1f}',
             'within an arm (%)': f'{finding.within:.1f}',
@@ -88,7 +88,7 @@ def _arms_of(finding: Finding) -> str:
 def _sensitivity(finding: Finding) -> str:
     if finding.sensitivity is None:
         return 'not recorded'
-    return f'{finding.sensitivity.difference.estimate:+.2f}; {finding.sensitivity.verdict_text}'
+    return f'{signed(finding.sensitivity.difference.estimate)}; {finding.sensitivity.verdict_text}'
 
 
 def _p_value(finding: Finding, value: float) -> str:
@@ -125,10 +125,16 @@ def gaps_table(study: Study) -> pd.DataFrame:
         if name := rows.get(row.number):
             difference = contrast([accuracies(study.arms[name]), accuracies(reference)], [1, -1])
             low, high = difference.interval(study.grid.analysis.confidence, bounds=(-100, 100))
-            ours = [f'`{name}`', f'{difference.estimate:+.2f} ({low:+.2f} to {high:+.2f})']
+            ours = [f'`{name}`', f'{signed(difference.estimate)} ({signed(low)} to {signed(high)})']
         lines.append((f'{row.number}: {row.what}', f'{published:+.1f}', *ours))
     return pd.DataFrame(
-        lines, columns=['row of the audit', 'audit: minus its row without noise', 'our arm', f'ours: minus `{study.grid.reference}`']
+        lines,
+        columns=[
+            'row of the audit',
+            'audit: minus its row without noise',
+            'our arm',
+            f'ours: minus `{study.grid.reference}`',
+        ],
     )
 
 
@@ -157,20 +163,20 @@ def counting_table(correct: np.ndarray, batch_size: int, orders: int) -> pd.Data
             'last epoch (%)': f'{curve[-1]:.2f}',
             'best epoch (%)': f'{curve.max():.2f}',
             'expected best epoch (%)': f'{expected[estimator].mean:.2f} +- {expected[estimator].deviation:.2f}',
-            'expected bias (points)': f'{expected[estimator].bias:+.2f}',
+            'expected bias (points)': signed(expected[estimator].bias),
         }
         for estimator, curve in recount(correct, batch_size).items()
     )
 
 
 def probes_table(study: Study, probes: Probes) -> pd.DataFrame:
-    """Accuracy lost by every change: mean over runs, with its interval."""
+    """Points of accuracy that every change costs, mean over runs: batch norm as stored / recalibrated."""
     lines = []
-    for change in probes.changes:
-        line = {'change': change}
-        for name in probed_arms(study, probes):
+    for name in probed_arms(study, probes):
+        line = {'arm': f'`{name}`'}
+        for change in probes.changes:
             losses = losses_of(study, probes, name, change)
-            line[f'`{name}`'] = ' / '.join(_mean_and_interval(losses[norm]) for norm in BATCH_NORMS)
+            line[change] = ' / '.join(_mean_and_half_width(losses[norm]) for norm in BATCH_NORMS if losses[norm])
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -180,11 +186,10 @@ def position_table(study: Study, probes: Probes) -> pd.DataFrame:
     lines = []
     for name in probed_arms(study, probes):
         runs = probes.of_arm(name)
-        maps = [one.map for one in runs[0].position]
         line = {'arm': f'`{name}`', 'chance': f'{100 / runs[0].position[0].tiles:.1f}'}
-        for index, map_name in enumerate(maps):
+        for index, one in enumerate(runs[0].position):
             values = [100 * run.position[index].correct / run.position[index].count for run in runs]
-            line[map_name] = _mean_and_interval(values, (0, 100), sign='')
+            line[one.map.partition('_')[0]] = _mean_and_half_width(values)
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -202,13 +207,13 @@ def losses_of(study: Study, probes: Probes, arm: str, change: str) -> dict[str, 
     return {norm: [value for value in values if not np.isnan(value)] for norm, values in lost.items()}
 
 
-def _mean_and_interval(values: list[float], bounds: tuple[float, float] = (-100, 100), sign: str = '+') -> str:
-    if not values:
-        return 'no masks'
+def _mean_and_half_width(values: list[float]) -> str:
+    """'30.1 +- 0.4', the mean and the half-width of its 95% interval; of one run, its value."""
+    mean = f'{round(float(np.mean(values)), 1) + 0.0:.1f}'
     if len(values) < 2:
-        return f'{values[0]:{sign}.1f}'
-    low, high = t_interval(values, bounds=bounds)
-    return f'{np.mean(values):{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})'
+        return mean
+    low, high = t_interval(values)
+    return f'{mean} +- {(high - low) / 2:.1f}'
 
 
 def published_table() -> pd.DataFrame:

@@ -14,7 +14,7 @@ function showCounting() {
   document.getElementById('batch-size-shown').textContent = counted.batch_sizes[size];
   document.getElementById('order-shown').textContent = counted.orders[order];
   const ways = counted.curves[size][order];
-  const rows = Object.entries(ways).flatMap(([way, curve]) =>
+  const rows = Object.entries(ways).reverse().flatMap(([way, curve]) =>
     curve.map((accuracy, index) => ({counted: way, epoch: index + 1, accuracy})));
   for (const [way, text] of Object.entries(counted.best[size][order])) {
     document.getElementById(`best-${way.replace(' ', '-')}`).textContent = text;
