@@ -26,10 +26,10 @@ from pnn_jax.errors import InputError, one_line, os_reason
 from pnn_jax.run.workdir import flat_fields
 from pnn_jax.stats import MIN_RUNS
 
-NETWORKS = {row.name: row for row in ROWS}
 GRIDS = Path(__file__).with_name('grids')
 KINDS = ('difference', 'non_inferiority', 'interaction')
 SEARCH = 'search'  # a learning rate that is still to be chosen
+COMPUTED = {'computed': True}  # marks fields that `read_grid` fills in, not the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Arm:
         exploratory: not part of any registered test, and not pooled with the other arms.
         late: trained after all other arms.
         images_per_second: what one core trains, roughly. For the estimate of `--plan` alone.
+        searched: for one rate of a rate search: the name of the arm without the rate.
     """
 
     row: str
@@ -64,10 +65,11 @@ class Arm:
     exploratory: bool = False
     late: bool = False
     images_per_second: float = 0.0
+    searched: str = dataclasses.field(default='', metadata=COMPUTED)
 
     @property
     def network(self) -> Row:
-        return NETWORKS[self.row]
+        return ROWS[self.row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +171,13 @@ class Grid:
         registration: confirmatory: what the file says must not change once there are runs.
         hypotheses: in words.
         power: how the numbers of runs were chosen, in words.
+        limits: what the grid cannot say, in words; '' for nothing in particular.
         rates_from: name of the grid whose validation accuracies chose the learning rates; '' for none.
         look: see `Look`.
         collapse: see `Collapse`.
         analysis: see `Analysis`.
         name: of the file, without its ending.
+        path: of the file.
         sha256: hex, of the bytes of the file.
     """
 
@@ -187,15 +191,23 @@ class Grid:
     registration: bool = False
     hypotheses: tuple[str, ...] = ()
     power: str = ''
+    limits: str = ''
     rates_from: str = ''
     look: Look | None = None
     collapse: Collapse = Collapse()
     analysis: Analysis = Analysis()
-    name: str = ''
-    sha256: str = ''
+    name: str = dataclasses.field(default='', metadata=COMPUTED)
+    path: Path | None = dataclasses.field(default=None, metadata=COMPUTED)
+    sha256: str = dataclasses.field(default='', metadata=COMPUTED)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def blind(self) -> bool:
+        """Whether no accuracy is shown while it runs: nobody shall decide from results of a registration whether to
+        continue, or choose a learning rate by test accuracy."""
+        return self.registration or any(arm.searched for arm in self.arms)
 
     @property
     def pooled_arms(self) -> list[str]:
@@ -228,26 +240,29 @@ def read_grid(grid: str | Path) -> Grid:
         raise InputError(f'--grid={grid}: cannot be read ({os_reason(error)})') from None
     except ValueError as error:
         raise InputError(f'{path}: is not a TOML file ({one_line(error)})') from None
-    for key in ('name', 'sha256'):
-        if key in table:
-            raise InputError(f'{path}: {key} is not set by the file')
-    read = _build(Grid, table | {'name': path.stem, 'sha256': hashlib.sha256(content).hexdigest()}, str(path))
+    read = _build(Grid, table, str(path))
     arms = tuple(expanded for arm in read.arms for expanded in _expanded(arm, str(path)))
-    read = dataclasses.replace(read, arms=arms)
+    digest = hashlib.sha256(content).hexdigest()
+    read = dataclasses.replace(read, arms=arms, name=path.stem, path=path, sha256=digest)
     _check(read, str(path))
     return read
 
 
 def _expanded(arm: Arm, where: str) -> list[Arm]:
     """The arm with its defaults filled in; in a rate search, one arm a rate."""
-    if arm.row not in NETWORKS:
-        raise InputError(f'{where}: row = {arm.row!r} is not one of {", ".join(NETWORKS)}')
+    if arm.row not in ROWS:
+        raise InputError(f'{where}: row = {arm.row!r} is not one of {", ".join(ROWS)}')
     name, what = arm.name or arm.row, arm.what or arm.network.what
     if not arm.rates:
         return [dataclasses.replace(arm, name=name, what=what)]
     return [
         dataclasses.replace(
-            arm, name=f'{name}_rate{rate:g}', what=f'{what}, learning rate {rate:g}', learning_rate=rate, rates=()
+            arm,
+            name=f'{name}_rate{rate:g}',
+            what=f'{what}, learning rate {rate:g}',
+            learning_rate=rate,
+            rates=(),
+            searched=name,
         )
         for rate in arm.rates
     ]
@@ -266,7 +281,7 @@ def _check(grid: Grid, where: str) -> None:
         if not name.replace('_', '').replace('.', '').replace('-', '').isalnum():
             raise InputError(f'{where}: arm {name!r}: a name has only letters, digits, "_", "-" and "."')
     for arm in grid.arms:
-        _check_arm(arm, names, f'{where}: arm {arm.name}')
+        _check_arm(arm, [other.name for other in grid.arms if not other.match], f'{where}: arm {arm.name}')
     seen: set[tuple] = set()
     for comparison in grid.comparisons:
         _check_comparison(comparison, names, f'{where}: comparison {comparison.question!r}')
@@ -290,11 +305,11 @@ def _check_names(found: Iterable[str], names: list[str], where: str) -> None:
             raise InputError(f'{where}: {name!r} is not one of {", ".join(names)}')
 
 
-def _check_arm(arm: Arm, names: list[str], where: str) -> None:
+def _check_arm(arm: Arm, unmatched: list[str], where: str) -> None:
     if arm.runs < 1:
         raise InputError(f'{where}: runs = {arm.runs} must be 1 or more')
     if arm.match:
-        _check_names([arm.match], [name for name in names if name != arm.name], f'{where}: match')
+        _check_names([arm.match], unmatched, f'{where}: match')
         if arm.num_filters:
             raise InputError(f'{where}: num_filters = {arm.num_filters} and match = {arm.match!r} exclude each other')
     rate = arm.learning_rate
@@ -352,7 +367,7 @@ def _build(cls: type, table: Mapping[str, Any], where: str) -> Any:
     Raises:
         InputError: a key is unknown or missing, or a value has another type than the field.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if 'computed' not in field.metadata}
     for key in table:
         if key not in fields:
             raise InputError(f'{where}: {key!r} is not one of {", ".join(fields)}')

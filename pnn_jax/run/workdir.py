@@ -347,7 +347,7 @@ class Workdir:
         epochs = len(_finished_lines(self.path / 'metrics.jsonl'))
         if self._config.num_epochs < epochs:
             differing.append(f'num_epochs: {epochs} are done -> {self._config.num_epochs}')
-        elif self._config.schedule.name == 'cosine' and self._config.num_epochs != old.num_epochs:
+        elif flat_fields(old).get('schedule.name') == 'cosine' and self._config.num_epochs != old.num_epochs:
             # Such a schedule ends with the run, so another length would change the learning rate of every step.
             differing.append(f'num_epochs: {old.num_epochs} -> {self._config.num_epochs} (the schedule depends on it)')
         if differing:
