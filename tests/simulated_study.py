@@ -45,7 +45,7 @@ def simulated_record(grid: Grid, arm: str, run: int, accuracy: float, *, example
         'code': {'version': '0.1.0', 'sha256': CODE, 'commit': None, 'clean': None},
     }
     config = {'model.trainable_masks': False, 'data.source': 'idx', 'seed': run}
-    return Record(arm, run, config, summary, history, correct)
+    return Record(arm, run, grid.sha256, config, summary, history, correct)
 
 
 def simulated_study(

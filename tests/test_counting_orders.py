@@ -120,10 +120,10 @@ def test_a_record_is_counted_as_its_run(tmp_path, capsys):
     summary = {'per_class': {'cat': {'correct': 0, 'count': 30}, 'dog': {'correct': 0, 'count': 10}}}
     for source, known in (('folder', True), ('idx', False)):
         path = tmp_path / f'{source}.json'
-        Record('row', 0, {'data.source': source}, summary, [], correct).write(path)
+        Record('arm', 0, 'f' * 64, {'data.source': source}, summary, [], correct).write(path)
         outcomes = read_outcomes(path)
         np.testing.assert_array_equal(outcomes.correct, correct)
-        assert outcomes.name == 'row_seed0' and (outcomes.labels is not None) == known
+        assert outcomes.name == 'arm_seed0' and (outcomes.labels is not None) == known
     np.testing.assert_array_equal(read_outcomes(tmp_path / 'folder.json').labels, labels)
     shown = []
     for run in (tmp_path, tmp_path / 'folder.json'):

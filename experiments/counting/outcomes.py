@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.ablation.records import Record, read_record
 from pnn_jax.errors import InputError, one_line, os_reason
+from pnn_jax.run.result import evaluated_split
 
 
 class Outcomes(NamedTuple):
@@ -73,10 +74,16 @@ def _check_counts(correct: np.ndarray, path: Path, metrics: Path) -> None:
         return
     try:
         lines = metrics.read_text().splitlines()[: len(correct)]
-        logged = [(line['test_correct'], line['test_count']) for line in map(json.loads, lines)]
+        logged = [_logged(line) for line in map(json.loads, lines)]
     except OSError as error:
         raise InputError(f'{metrics}: cannot be read ({os_reason(error)})') from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f'{metrics}: cut short or not a log of epochs') from None
     if logged != [(int(epoch.sum()), epoch.size) for epoch in correct]:
         raise InputError(f'{path}: its counts of correct examples are not those of {metrics.name}')
+
+
+def _logged(line: dict) -> tuple[int, int]:
+    """(correct, count) of an epoch, of the test images or of the validation images that it was evaluated on."""
+    split = evaluated_split(line)
+    return line[f'{split}_correct'], line[f'{split}_count']

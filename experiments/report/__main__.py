@@ -32,6 +32,7 @@ from experiments.report.study import Study, is_collapsed, read_study
 from pnn_jax.errors import InputError
 from pnn_jax.stats import MIN_RUNS
 
+LONG_RUN = 'counting/long_run.json'  # the record of a run of experiments/counting/long_run.py
 EXPECTED_ORDERS = 100  # random orders of which the mean and the deviation are shown
 
 
@@ -42,19 +43,28 @@ def parse(argv: Sequence[str] | None):
     parser.add_path(
         '--probes', help='what experiments.probes wrote; default: RESULTS/<grid>/report/probes.json if there'
     )
-    parser.add_path('--counting', help='the run that is recounted (workdir or record); default: the first of the grid')
+    parser.add_path('--counting', help=f'the run that is recounted, workdir or record; default: of the grid, or RESULTS/{LONG_RUN}')
     parser.add_argument('--partial', action='store_true', help='report what is there, and say what is missing')
     parser.add_argument('--allow_mixed_code', action='store_true', help='also take records of other or unknown code')
     parser.add_path('--readme', help='file whose section between the markers is replaced')
     return parser.parse_args(argv)
 
 
-def recounted(study: Study, path: Path | None) -> Outcomes | None:
-    """The run that is counted in every way; None where no run was evaluated in several epochs."""
+def recounted(study: Study, path: Path | None, results: Path) -> Outcomes | None:
+    """The run that is counted in every way, if there is one.
+
+    Args:
+        study: its first run of the reference is taken, if its epochs were evaluated on the test images.
+        path: a run that a user names; it goes before the others.
+        results: where the long run lies that is taken otherwise.
+    """
     if path is not None:
         return read_outcomes(path)
     record = (study.arms.get(study.grid.reference) or study.records)[0]
-    return Outcomes(record.name, record.correct, None) if len(record.correct) > 1 else None
+    if len(record.correct) > 1:
+        return Outcomes(record.name, record.correct, None)
+    long_run = results / LONG_RUN
+    return read_outcomes(long_run) if long_run.exists() else None
 
 
 def draw(
@@ -116,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     probes_path = args.probes or folder / 'probes.json'
     probes = read_probes(probes_path) if args.probes or probes_path.exists() else None
     found = findings(study)
-    context = context_of(study, found, probes, recounted(study, args.counting))
+    context = context_of(study, found, probes, recounted(study, args.counting, args.results))
     drawn = draw(study, found, probes, context['counted'])
     context |= {'drawn': drawn} | {f'alt_{name}': charts.title_of(chart) for name, chart in drawn.items()}
 

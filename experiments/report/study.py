@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.ablation.records import Record
 from experiments.ablation.registration import Collapse, Grid
+from experiments.ablation.results import read_results
+from experiments.ablation.runs import LookResult
+from pnn_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +21,13 @@ class Study:
         grid: what was to be trained, and by which rules it is analysed.
         arms: name of an arm -> the records of its runs, in the order of the grid; only arms that have any.
         missing: names of the runs that have no record.
+        look: what the blinded look of the grid found.
     """
 
     grid: Grid
     arms: dict[str, list[Record]]
     missing: Sequence[str] = ()
+    look: LookResult | None = None
 
     @property
     def records(self) -> list[Record]:
@@ -66,5 +72,25 @@ def is_collapsed(record: Record, rule: Collapse) -> bool:
     return gap > rule.train_minus_eval or not loss <= rule.loss or bool(record.summary.get('nonfinite'))
 
 
-def read_study(results, grid, *, allow_mixed_code):
-    raise NotImplementedError
+def read_study(results: Path, grid: Grid, *, allow_mixed_code: bool = False) -> Study:
+    """Reads and checks all records of a grid.
+
+    Args:
+        results: folder of the records, without the name of the grid.
+        grid: whose runs they must be.
+        allow_mixed_code: also takes records of different or unknown code.
+
+    Raises:
+        InputError: there are no records; or one is damaged, or of another registration, config, data set or code.
+    """
+    folder = results / grid.name
+    found = read_results(folder, grid, allow_mixed_code=allow_mixed_code)
+    if not found.records:
+        raise InputError(f'{folder}: no results of this grid; python -m experiments.ablation makes them')
+    arms = {arm.name: found.of_arm(arm.name) for arm in grid.arms}
+    return Study(
+        grid,
+        {name: sorted(records, key=lambda record: record.seed) for name, records in arms.items() if records},
+        [run.name for run in found.missing],
+        found.look,
+    )
