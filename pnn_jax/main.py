@@ -141,12 +141,11 @@ def exit_codes() -> Iterator[None]:
 
 
 def note_ineffective_overrides(config) -> None:
-    """Names the fields of config.model that were set and have no effect; sweeps set fields for several networks."""
+    """Names the fields that were set and have no effect; sweeps set fields for several networks and optimizers."""
     from pnn_jax.validate import ineffective_overrides
 
-    overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    overridden = [field.removeprefix('model.') for field in overrides if field.startswith('model.')]
-    for line in ineffective_overrides(config.model, overridden):
+    overridden = list(config_flags.get_override_values(flags.FLAGS['config']))
+    for line in ineffective_overrides(config, overridden):
         print(f'note: {line}', file=sys.stderr)
 
 

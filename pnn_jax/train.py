@@ -122,7 +122,7 @@ def train_seed(
                         saver.between_steps(state, reason, due=crossed(config.checkpoint.every_steps, before, step))
                 images_per_second = images / (time.perf_counter() - started)  # of training, without the evaluation
                 with saver.saving_if_stopped(state):
-                    evaluation = trainer.evaluate(all_variables(state, fixed), should_stop)
+                    evaluation = trainer.evaluate(all_variables(state, fixed), should_stop, split=trainer.epoch_split)
                 metrics = epoch_metrics(trainer, state, evaluation) | {
                     'images_per_second': images_per_second,
                     'seconds': time.perf_counter() - started,
@@ -132,8 +132,12 @@ def train_seed(
                 if len(workdir.history) < config.num_epochs:  # after the last epoch there is nothing left to stop
                     saver.stop(agreed(should_stop()))
             checkpointer.wait()
-            # No epoch was left where the last attempt ended just before it wrote the result.
-            evaluation = evaluation or trainer.evaluate(all_variables(state, fixed))
+            # Where there are validation examples, this is the only time that the test set is read. Otherwise the last
+            # epoch was evaluated on it, unless the last attempt ended between that epoch and its result.
+            if evaluation is None or trainer.epoch_split != 'test':
+                evaluation = trainer.evaluate(all_variables(state, fixed))
+                if trainer.epoch_split != 'test':
+                    workdir.write_test_outcomes(evaluation.correct, evaluation.labels)
             result = workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
             log.finish(finished_run(trainer, workdir, result, evaluation, all_variables(state, fixed)))
             return result
@@ -165,17 +169,17 @@ def finished_run(
 def epoch_metrics(trainer: Trainer, state: TrainState, evaluation: Evaluation) -> dict:
     """What metrics.jsonl holds of a finished epoch, except for timings."""
     train = jax.device_get(state.epoch_metrics).compute()
-    step = int(state.step)
+    step, split = int(state.step), trainer.epoch_split
     return {
         'epoch': step // trainer.steps_per_epoch,
         'step': step,
         'learning_rate': learning_rate_at(trainer.schedule, step - 1),
         'train_loss': train['loss'],
         'train_accuracy': train['accuracy'],
-        'test_correct': evaluation.num_correct,
-        'test_count': evaluation.count,
-        'test_accuracy': evaluation.accuracy,
-        'test_loss': evaluation.loss,
+        f'{split}_correct': evaluation.num_correct,
+        f'{split}_count': evaluation.count,
+        f'{split}_accuracy': evaluation.accuracy,
+        f'{split}_loss': evaluation.loss,
         'nonfinite': evaluation.nonfinite,
     }
 

@@ -41,7 +41,8 @@ class Run:
         variables: collections params, batch_stats, and noise_masks or frozen where there are any; numpy arrays.
         num_classes: number of logits of the network.
         step: number of updates before the checkpoint.
-        accuracy: exact test accuracy at this checkpoint, a fraction; None where it was not evaluated.
+        accuracy: exact accuracy at this checkpoint, a fraction, on what the run evaluates its epochs on: the test set,
+            or its validation examples if it has any. None where it was not evaluated.
     """
 
     path: Path
@@ -74,7 +75,7 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
 
     Args:
         workdir: folder of the run; of several seeds, the folder of one of them.
-        checkpoint: 'latest', 'best' (the highest test accuracy) or a step.
+        checkpoint: 'latest', 'best' (the highest `accuracy`) or a step.
 
     Raises:
         InputError: there is no run in the folder, or it has no checkpoint yet.

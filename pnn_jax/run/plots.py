@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.run.responses import Responses
+from pnn_jax.run.result import evaluated_split
 
 # Larger data sets get no such plot: it would take long to draw, and nobody could read it.
 MAX_CLASSES = 100  # of the confusion matrix
@@ -24,21 +25,21 @@ DPI = 110
 
 def plot_curves(history: list[dict], title: str) -> Figure:
     """Loss, accuracy and learning rate over the epochs of `history`, the lines of metrics.jsonl."""
-    epochs = [line['epoch'] for line in history]
+    epochs, split = [line['epoch'] for line in history], evaluated_split(history[-1])
     column = lambda name, factor=1.0: [factor * line[name] for line in history]
     figure = Figure(figsize=(12, 3.4), layout='constrained')
     loss, accuracy, rate = figure.subplots(1, 3)
     marker = 'o' if len(epochs) < 20 else None
     loss.plot(epochs, column('train_loss'), marker=marker, label='train')
-    loss.plot(epochs, column('test_loss'), marker=marker, label='test')
+    loss.plot(epochs, column(f'{split}_loss'), marker=marker, label=split)
     loss.set(xlabel='epoch', ylabel='cross entropy [nats]')
     loss.legend()
     accuracy.plot(epochs, column('train_accuracy', 100), marker=marker, label='train')
-    accuracy.plot(epochs, column('test_accuracy', 100), marker=marker, label='test, exact')
+    accuracy.plot(epochs, column(f'{split}_accuracy', 100), marker=marker, label=f'{split}, exact')
     accuracy.set(xlabel='epoch', ylabel='accuracy [%]')
     accuracy.legend(loc='lower right')
     last = history[-1]
-    accuracy.set_title(f'{last["test_correct"]} of {last["test_count"]} correct')
+    accuracy.set_title(f'{last[f"{split}_correct"]} of {last[f"{split}_count"]} correct')
     rate.step(epochs, column('learning_rate'), where='post', marker=marker)
     rate.set(xlabel='epoch', ylabel='learning rate', yscale='log')
     for axes in (loss, accuracy, rate):
