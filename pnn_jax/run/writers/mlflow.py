@@ -11,6 +11,7 @@ from pnn_jax.run.writers.base import FinishedRun, LogWriter, kept_id, numbers_of
 class MlflowWriter(LogWriter):
     """Numbers of every epoch, and at the end the plots, in the experiment MLFLOW_EXPERIMENT_NAME (or pnn_jax).
 
+    Without MLFLOW_TRACKING_URI, MLflow keeps them in the file mlflow.db of the current folder; `mlflow ui` shows them.
     A resumed run is the same run there: its id is kept in the file mlflow_id of the workdir.
     """
 
