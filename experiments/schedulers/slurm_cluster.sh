@@ -56,6 +56,7 @@ END
 }
 
 up() {
+    rm -rf "${folder:?}"/{state,spool} # jobs of an earlier cluster would come back
     mkdir -p "$folder"/{state,spool,munge}
     # munged refuses a key that others can read, and a folder that others can write to.
     chmod 755 "$folder" "$folder/munge"
