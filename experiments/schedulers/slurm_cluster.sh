@@ -47,7 +47,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=1,sched_interval=5
-ReturnToService=2
+ReturnToService=0
 KillWait=10
 MinJobAge=86400
 NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
@@ -56,6 +56,7 @@ END
 }
 
 up() {
+    rm -rf "${folder:?}"/{state,spool} # jobs of an earlier cluster would come back
     mkdir -p "$folder"/{state,spool,munge}
     # munged refuses a key that others can read, and a folder that others can write to.
     chmod 755 "$folder" "$folder/munge"

@@ -37,6 +37,8 @@ GRID, ARMS = 'smoke', 'no_noise,trained_masks'
 PARTS = 2
 TIMINGS = ('seconds', 'images_per_second')
 POLL_SECONDS = 0.5
+# Slurm lets a requeued task wait for two minutes, so that its node can end what is left of it. This is enough here.
+RESTART_SECONDS = 20
 DEADLINE_SECONDS = 3600
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scontrol', 'srun')
 
@@ -131,6 +133,7 @@ class Trial:
         self.began = time.monotonic()
         self.events: list[tuple[float, int, str]] = []
         self.known: dict[int, Task] = {}
+        self.changed: dict[int, float] = {}  # when the state of a task was seen to change
         self.next_kill = self.began + rng.uniform(0, 2 * pause)
 
     def note(self, part: int, what: str) -> None:
@@ -156,6 +159,7 @@ class Trial:
         before = self.known.get(task.part)
         if before is None or (task.state, task.restarts) != (before.state, before.restarts):
             self.note(task.part, f'{task.state.lower()}, start {task.restarts + 1}')
+            self.changed[task.part] = time.monotonic()
         self.known[task.part] = task
         if task.state not in ('PENDING', 'RUNNING', 'COMPLETING', 'COMPLETED', 'FAILED', 'REQUEUED', 'NODE_FAIL'):
             raise RunError(f'part {task.part} is {task.state}')
@@ -164,7 +168,7 @@ class Trial:
                 raise RunError(f'part {task.part} failed with exit code {task.exit_code}')
             call('scontrol', 'requeue', task.name)
             self.note(task.part, 'requeued by hand')
-        if task.state == 'PENDING':  # Slurm lets a requeued job wait for two minutes
+        if task.state == 'PENDING' and time.monotonic() - self.changed[task.part] > RESTART_SECONDS:
             call('scontrol', 'update', f'jobid={task.name}', 'starttime=now')
 
     def disturb(self) -> None:
