@@ -10,6 +10,9 @@ A grid is a file in experiments/ablation/grids/, or any other TOML file of that 
 `RESULTS/<grid>/<arm>_seed<k>.json`. If this command is killed, run it again: finished runs are kept, and the others
 resume from their last checkpoint. A run that fails does not stop the others; the next call tries it again.
 
+Runs that a blinded look adds are trained last, as soon as all runs that it looks at have records. With --shard, that
+can take another call after the other shards are done.
+
 Without --jobs, runs are trained one after another with all cores or accelerators. With --jobs=N, N processes train
 one run each, with one thread on a core of their own; for small networks that is faster.
 
@@ -42,6 +45,8 @@ from experiments.command import Parser, exit_code, make_folder, whole_number, wr
 from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.run.provenance import provenance
 from pnn_jax.runtime import CPU_XLA_FLAGS, restart_with_huge_pages, stop_conditions
+
+PLAN_WIDTH = 110  # also where the output is no terminal, which counts as 80 wide: no name is cut short then
 
 
 def parse(argv: Sequence[str] | None):
@@ -137,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(file=sys.stdout)  # named here, because runs redirect sys.stdout
     if args.plan:
         dataset, data = load_data(grid, args)
-        console.print(plan_table(grid, configs_of(grid, dataset, data), dataset), width=120, highlight=False)
+        Console(file=sys.stdout, width=PLAN_WIDTH).print(plan_table(grid, configs_of(grid, dataset, data), dataset))
         return 0
     check_rates_are_chosen(grid)
     check_committed(grid)
