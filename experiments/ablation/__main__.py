@@ -43,6 +43,8 @@ from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.run.provenance import provenance
 from pnn_jax.runtime import CPU_XLA_FLAGS, restart_with_huge_pages, stop_conditions
 
+PLAN_WIDTH = 110  # also where the output is no terminal, which counts as 80 wide: no name is cut short then
+
 
 def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.ablation', __doc__)
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(file=sys.stdout)  # named here, because runs redirect sys.stdout
     if args.plan:
         dataset, data = load_data(grid, args)
-        console.print(plan_table(grid, configs_of(grid, dataset, data), dataset), width=120, highlight=False)
+        Console(file=sys.stdout, width=PLAN_WIDTH).print(plan_table(grid, configs_of(grid, dataset, data), dataset))
         return 0
     check_rates_are_chosen(grid)
     check_committed(grid)

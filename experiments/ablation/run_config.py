@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,8 +76,7 @@ def build_config(grid: Grid, arm: Arm, input_shape: Sequence[int], num_classes: 
     if arm.match:
         other = build_config(grid, grid.arm(arm.match), input_shape, num_classes)
         target = learned_parameters(other, input_shape, num_classes)
-        config.model.num_filters = matched_filters(config, target, input_shape, num_classes)
-        weights = learned_parameters(config, input_shape, num_classes)
+        config.model.num_filters, weights = matched_filters(config, target, input_shape, num_classes)
         if abs(weights / target - 1) > MATCH_WITHIN:
             raise InputError(
                 f'{grid.name}: arm {arm.name}: the nearest to the {target:,} weights of {arm.match} are {weights:,}, '
@@ -101,13 +101,15 @@ def learned_parameters(config, input_shape: Sequence[int], num_classes: int) -> 
 
 def matched_filters(
     config: ml_collections.ConfigDict, target: int, input_shape: Sequence[int], num_classes: int
-) -> int:
-    """The width at which the network of `config` has about `target` learned parameters."""
+) -> tuple[int, int]:
+    """The width at which the network of `config` has about `target` learned parameters, and how many it has then."""
     config = config.copy_and_resolve_references()
 
+    @functools.cache
     def count(num_filters: int) -> int:
         config.model.num_filters = num_filters
         return learned_parameters(config, input_shape, num_classes)
 
-    above = bisect.bisect_left(range(2, 1024), target, key=count) + 2
-    return min((above - 1, above), key=lambda num_filters: abs(count(num_filters) - target))
+    above = bisect.bisect_left(range(2, 512), target, key=count) + 2
+    nearest = min((above - 1, above), key=lambda num_filters: abs(count(num_filters) - target))
+    return nearest, count(nearest)
