@@ -32,7 +32,7 @@ from experiments.report.study import Study, is_collapsed, read_study
 from pnn_jax.errors import InputError
 from pnn_jax.stats import MIN_RUNS
 
-LONG_RUN = 'counting/long_run.json'  # the record of a run of experiments/counting/long_run.py
+LONG_RUN = 'counting/long_run'  # outcomes of the run that experiments/counting/long_run.py describes
 EXPECTED_ORDERS = 100  # random orders of which the mean and the deviation are shown
 
 
@@ -43,7 +43,9 @@ def parse(argv: Sequence[str] | None):
     parser.add_path(
         '--probes', help='what experiments.probes wrote; default: RESULTS/<grid>/report/probes.json if there'
     )
-    parser.add_path('--counting', help=f'the run that is recounted, workdir or record; default: of the grid, or RESULTS/{LONG_RUN}')
+    parser.add_path(
+        '--counting', help=f'the run that is recounted, workdir or record; default: of the grid, or RESULTS/{LONG_RUN}'
+    )
     parser.add_argument('--partial', action='store_true', help='report what is there, and say what is missing')
     parser.add_argument('--allow_mixed_code', action='store_true', help='also take records of other or unknown code')
     parser.add_path('--readme', help='file whose section between the markers is replaced')

@@ -243,7 +243,7 @@ def counting(values: list[dict], run: str) -> alt.Chart:
         alt.Chart(source)
         .mark_line(strokeWidth=1.6)
         .encode(
-            x=alt.X('epoch:Q', axis=alt.Axis(tickMinStep=1)),
+            x=alt.X('epoch:Q', axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False)),
             y=alt.Y('accuracy:Q', title='test accuracy (%)', scale=alt.Scale(zero=False)),
             color=color,
             strokeWidth=alt.condition("datum.counted == 'exact'", alt.value(3), alt.value(1.4)),
@@ -261,4 +261,4 @@ def _title(text: str, subtitle: str = '') -> alt.TitleParams:
 
 
 def _legend() -> alt.Legend:
-    return alt.Legend(orient='bottom', columns=2, labelLimit=150)
+    return alt.Legend(orient='bottom', columns=2, labelLimit=150, symbolOpacity=1)
