@@ -1,4 +1,4 @@
-"""Exported runs: what is read back is what was trained, and it counts exactly as the run did, without this package."""
+"""What a run leaves: its plots, and its export, which counts exactly as the run did, without this package."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def tiny_config():
     config.num_epochs, config.batch_size, config.eval_batch_size = 2, 8, 16
     config.model.num_filters, config.model.num_masks = 4, 2
     config.schedule.milestones = (1,)
-    config.log.tensorboard = config.log.plots = False
+    config.log.tensorboard = False
     return config
 
 
@@ -56,6 +56,14 @@ def exported(finished, tmp_path_factory):
     return target
 
 
+def test_finished_run_leaves_plots(finished):
+    workdir, result = finished
+    assert result['final_test_correct'] < result['final_test_count']  # otherwise there are no mistakes
+    for name in ('curves', 'plots/confusion', 'plots/masks', 'plots/mistakes'):
+        assert (workdir / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+    assert 'note:' not in (workdir / 'train.log').read_text()  # no writer failed
+
+
 def test_files_describe_the_run(finished, exported):
     workdir, result = finished
     names = {'model.safetensors', 'model.stablehlo', 'config.json', 'export.json'}
@@ -65,7 +73,7 @@ def test_files_describe_the_run(finished, exported):
     description = json.loads((exported / 'export.json').read_text())
     assert description['class_names'] == ['a', 'b', 'c'] and description['image_shape'] == [8, 8, 1]
     assert (description['step'], description['checkpoint']) == (8, 'latest')
-    assert description['test_accuracy'] == result['final_test_accuracy']
+    assert description['accuracy'] == result['final_test_accuracy']
     assert description['code'] == provenance()
 
 

@@ -3,7 +3,8 @@
     model.safetensors   weights, batch norm statistics and masks: 'params.linear.kernel', ...; all float32
     model.stablehlo     the network as a program, written by `jax.export`
     config.json         every field of the run
-    export.json         what the files are: checkpoint, exact accuracy, class names, shape of the images, code, versions
+    export.json         what the files are: checkpoint, its step and exact accuracy, class names, shape of the images,
+                        code, versions
 
 The program needs jax to evaluate, and nothing of this package:
 
@@ -55,7 +56,7 @@ def export_run(workdir: Path, target: Path, checkpoint: str = 'latest') -> list[
     """
     for library in ('safetensors', 'flatbuffers'):
         if importlib.util.find_spec(library) is None:
-            raise missing_library('exporting a network', library, 'export')
+            raise missing_library('exporting a network', library, 'export')  # flatbuffers: for jax.export
     if target.exists():
         raise InputError(f'{target} exists already; name another folder')
     run = load_run(workdir, checkpoint)
@@ -103,7 +104,7 @@ def _description(run: Run, result: dict, image_shape: tuple[int, ...], checkpoin
     return {
         'checkpoint': checkpoint,
         'step': run.step,
-        'test_accuracy': run.accuracy,
+        'accuracy': run.accuracy,
         'class_names': list(result['per_class']),
         'image_shape': image_shape,
         'platforms': PLATFORMS,
