@@ -22,7 +22,7 @@ from pnn_jax.convert import read_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))]
-FENCE = re.compile(r'^```(\w+)(?: title="(.+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -80,7 +80,7 @@ def check_shell(text: str, monkeypatch) -> None:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The simple commands of a shell block, as lists of words without quotes."""
-    lexer = shlex.shlex(text.replace('\\\n', ' ').replace('\n', ' ;\n'), posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(text.replace('\\\n', ' ').replace('\n', '\n; '), posix=True, punctuation_chars=True)
     lexer.wordchars += ':,[]$()@'
     words: list[str] = []
     for word in [*lexer, ';']:
