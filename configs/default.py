@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.name = 'perturb_resnet18'  # a name in pnn_jax/models/registry.py
     model.num_filters = 128  # of the first stage; in ResNets each later stage has twice as many
-    model.layer = 'perturbation'  # every layer but the first: 'perturbation', 'conv' or 'random_filters'
+    model.layer = 'perturbation'  # every layer but the first: 'perturbation', 'conv', 'random_filters' or 'shift'
     model.kernel_size = 3  # with layer='conv': 1, 3, 5 or 7
     model.stem_layer = 'perturbation'  # the first layer, likewise
     model.stem_kernel_size = 3  # with stem_layer='conv'; 7 has stride 2 and, in ResNets, a max pooling after it
@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.redraw_masks = False  # new masks at every training step, like dropout; evaluation uses the first ones
     model.mix_channels = False  # a second 1x1 convolution in every perturbation layer
     model.noise_level = 0.5  # factor of the masks
-    model.noise_type = 'uniform'  # a name in pnn_jax/nn/noise.py
+    model.noise_type = 'uniform'  # 'uniform' or 'normal'; controls: 'flat', 'ramp' (pnn_jax/nn/noise.py)
     model.stem_noise_scale = 1.0  # noise_level is multiplied by this in the first layer
     model.activate_after_noise = False  # of the first layer, between noise and combination; later layers always do
     model.activation = 'relu'  # 'relu', 'lrelu', 'prelu', 'rrelu', 'elu', 'selu', 'tanh' or 'sigmoid'
@@ -52,23 +52,29 @@ def get_config() -> ml_collections.ConfigDict:
     data.resize = 'crop'  # 'crop': the centred square is resized; 'stretch': all of the image, also if not square
     data.pad = 0  # then pad with black to this many pixels, centred (28 -> 32); 0: no padding
     data.train_examples = 0  # train on a fixed random subset of this size; 0 is all
-    data.validation_examples = 0  # take a fixed random subset of this size out of the training set; 0 is none
+    # Take a fixed random subset of this size out of the training set. Every epoch is then evaluated on it, and the test
+    # set is read once, after the last epoch. 0: no such subset; every epoch is evaluated on the test set.
+    data.validation_examples = 0
     data.cache_dir = ''  # decoded image folders; '' is ~/.cache/pnn_jax
-    data.augment = 'crop_flip'  # 'crop_flip' (black pad 4, random crop, flip), 'none'; streams: 'resized_crop_flip' too
+    # 'crop_flip' (black pad 4, random crop, mirrored half of the time), 'flip' (mirrored only), 'none'; streams:
+    data.augment = 'crop_flip'  # 'resized_crop_flip' too
     data.mean = CIFAR_MEAN  # per channel, of pixels in [0, 1]
     data.std = CIFAR_STD
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = 'sgd'  # 'sgd' (nesterov), 'adam' or 'rmsprop', each as torch.optim computes it
+    optimizer.name = 'sgd'  # 'sgd' (nesterov), 'adam', 'adamw' or 'rmsprop', each as torch.optim computes it
     optimizer.learning_rate = 1e-3
     optimizer.momentum = 0.9  # sgd and rmsprop
-    optimizer.beta1 = 0.9  # adam
+    optimizer.beta1 = 0.9  # adam and adamw
     optimizer.beta2 = 0.999
-    optimizer.eps = 1e-8  # adam and rmsprop
-    optimizer.weight_decay = 1e-4  # as in torch: weight_decay * parameter is added to the gradient of every parameter
+    optimizer.eps = 1e-8  # adam, adamw and rmsprop
+    # As in torch: weight_decay * parameter is added to the gradient of every parameter; adamw decays decoupled from it.
+    optimizer.weight_decay = 1e-4
     optimizer.decay_masks = True  # weight decay for trained masks too, as in the audit
 
     config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = 'milestones'  # 'milestones', or 'cosine': from the learning rate to 0 at the end of the run
+    schedule.warmup_epochs = 0.0  # before that, the learning rate rises linearly; may be a fraction of an epoch
     schedule.milestones = (59, 89, 119)  # epochs, counted from 0, before which the learning rate changes
     schedule.factor = 0.2  # the learning rate is multiplied by this at each milestone
 
@@ -79,4 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 50  # how often the progress line is updated; every update waits for the device
     log.tensorboard = True  # write TensorBoard events
+    log.plots = True  # plots of masks, confusion matrix and mistakes at the end of the run
+    log.wandb = False  # report to Weights & Biases; needs the extra wandb
+    log.mlflow = False  # report to MLflow; needs the extra mlflow
     return config

@@ -47,7 +47,7 @@ def evaluate_checkpoint(
         )
     trainer = Trainer.create(config, dataset)
     check_same_shapes(run, trainer)
-    say(f'evaluating the {which} checkpoint, of step {run.step}, on {trainer.feed.num_test:,} images')
+    say(f'evaluating the {which} checkpoint, of step {run.step}, on {trainer.feed.num_examples["test"]:,} images')
     evaluation = trainer.evaluate(run.variables)
     return evaluation_result(evaluation, trainer.data.class_names) | {'step': run.step}
 

@@ -1,7 +1,9 @@
-"""Optimizers and learning rates exactly as `torch.optim` and the three repositories' training loops have them.
+"""Optimizers and learning rates: those of the three repositories as `torch.optim` computes them, and those of today.
 
-Weight decay is coupled L2: it is added to the gradient first, for every trained parameter (torch's default, not AdamW).
-To add an optimizer, add its chain to `OPTIMIZERS`.
+sgd, adam and rmsprop have coupled weight decay, torch's default: weight_decay * parameter is added to the gradient of
+every trained parameter before anything else. adamw has decoupled decay: the parameter itself shrinks.
+
+To add an optimizer, add a line to `OPTIMIZERS`; to add a schedule, add a line to `SCHEDULES`.
 """
 
 import math
@@ -35,39 +37,81 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(plain.init, update)
 
 
-# name -> transformation of decayed gradients, from (config.optimizer, schedule).
+# name -> the whole optimizer, from (config.optimizer, schedule, decay). `decay` adds weight_decay * parameter to what
+# it gets. In front of everything else that is coupled decay, after `scale_by_adam` it is decoupled.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    'sgd': lambda config, schedule: optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.momentum > 0),
-    'adam': lambda config, schedule: optax.chain(
-        scale_by_adam(config.beta1, config.beta2, config.eps), optax.scale_by_learning_rate(schedule)
+    'sgd': lambda config, schedule, decay: optax.chain(
+        decay, optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.momentum > 0)
+    ),
+    'adam': lambda config, schedule, decay: optax.chain(
+        decay,
+        optax.chain(scale_by_adam(config.beta1, config.beta2, config.eps), optax.scale_by_learning_rate(schedule)),
+    ),
+    'adamw': lambda config, schedule, decay: optax.chain(
+        scale_by_adam(config.beta1, config.beta2, config.eps), decay, optax.scale_by_learning_rate(schedule)
     ),
     # optax.rmsprop applies the learning rate before the momentum and eps inside the root; torch does neither.
-    'rmsprop': lambda config, schedule: optax.chain(
-        optax.scale_by_rms(decay=0.99, eps=config.eps, eps_in_sqrt=False),
-        optax.trace(decay=config.momentum),
-        optax.scale_by_learning_rate(schedule),
+    'rmsprop': lambda config, schedule, decay: optax.chain(
+        decay,
+        optax.chain(
+            optax.scale_by_rms(decay=0.99, eps=config.eps, eps_in_sqrt=False),
+            optax.trace(decay=config.momentum),
+            optax.scale_by_learning_rate(schedule),
+        ),
     ),
 }
 
 
-def learning_rate_schedule(config, base: float, steps_per_epoch: int) -> Schedule:
-    """step -> learning rate: `base` times `factor` for every milestone reached.
+def milestones(config, base: float, steps_per_epoch: int, total_steps: int, warmup_steps: int) -> Schedule:
+    """`base` times `factor` for every milestone reached.
 
     Milestones count epochs from 0. The repositories call learning_rate(epoch + 1), so their "60" is index 59
     (michaelklachko/pnn.pytorch@08865db main.py:171,262).
     """
+    del total_steps, warmup_steps
     boundaries = {int(epoch) * steps_per_epoch: config.factor for epoch in config.milestones}
     return optax.piecewise_constant_schedule(base, boundaries)
 
 
+def cosine(config, base: float, steps_per_epoch: int, total_steps: int, warmup_steps: int) -> Schedule:
+    """Half a cosine from `base` after the warm-up to 0 at the end of the run (arXiv 1608.03983, without restarts)."""
+    del config, steps_per_epoch
+    decay = optax.cosine_decay_schedule(base, total_steps - warmup_steps)
+    return lambda step: decay(step - warmup_steps)
+
+
+# config.schedule.name -> function(config.schedule, base, steps_per_epoch, total_steps, warmup_steps) -> Schedule.
+SCHEDULES: dict[str, Callable[..., Schedule]] = {'milestones': milestones, 'cosine': cosine}
+
+
+def learning_rate_schedule(config, base: float, steps_per_epoch: int, num_epochs: int) -> Schedule:
+    """step -> learning rate, from a validated `config.schedule`.
+
+    The rate first rises in a straight line from base / n to `base`, over the n steps of `warmup_epochs`. From there on
+    it is that of the schedule, which counts its steps from the beginning of the run.
+
+    Args:
+        base: config.optimizer.learning_rate.
+        steps_per_epoch: updates in an epoch.
+        num_epochs: of the run.
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    schedule = SCHEDULES[config.name](config, base, steps_per_epoch, num_epochs * steps_per_epoch, warmup_steps)
+    if not warmup_steps:
+        return schedule
+    rise = optax.linear_schedule(base / warmup_steps, base, warmup_steps)
+    return lambda step: jnp.where(step < warmup_steps, rise(step), schedule(step))
+
+
 def create_optimizer(config, schedule: Schedule) -> optax.GradientTransformation:
     """The optimizer of a validated `config.optimizer`, for the `params` collection."""
+    decay_masks = config.decay_masks
 
     def decayed(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: config.decay_masks or path[-1].key != 'masks', params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: decay_masks or path[-1].key != 'masks', params)
 
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
-    return optax.chain(decay, OPTIMIZERS[config.name](config, schedule))
+    return OPTIMIZERS[config.name](config, schedule, decay)
 
 
 def learning_rate_at(schedule: Schedule, step: int) -> float:

@@ -32,6 +32,7 @@ class Option:
         pytorch: the counterpart in the PyTorch repositories. A string: the argument of the network's constructor that
             takes the same values. A tuple: the values that can be expressed there by other means. None: there is no
             counterpart, so only the default can be exported.
+        pytorch_choices: with a string in `pytorch`: the values that exist there, if not all do; empty: all.
     """
 
     choices: tuple = ()
@@ -39,6 +40,7 @@ class Option:
     above: float | None = None
     below: float | None = None
     pytorch: str | tuple | None = None
+    pytorch_choices: tuple = ()
 
     def problem(self, value: Any) -> str:
         """What is wrong with `value`: 'must be at least 1'; empty where it is allowed."""
@@ -68,10 +70,25 @@ def option(
     at_least: float | None = None,
     below: float | None = None,
     pytorch: str | tuple | None = None,
+    pytorch_choices: tuple = (),
 ) -> Any:
     """A dataclass field that is an option; see `Option` for the arguments."""
-    rules = Option(choices=tuple(choices), at_least=at_least, below=below, pytorch=pytorch)
+    rules = Option(
+        choices=tuple(choices), at_least=at_least, below=below, pytorch=pytorch, pytorch_choices=pytorch_choices
+    )
     return dataclasses.field(default=default, metadata={'option': rules})
+
+
+class FieldRecorder:
+    """A section of a config that remembers which of its fields were read."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.fields_read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.fields_read.add(name)
+        return getattr(self.config, name)
 
 
 def options_of(cls: type) -> dict[str, dataclasses.Field]:

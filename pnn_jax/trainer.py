@@ -36,7 +36,7 @@ class Trainer:
     """Made by `create`. It does not depend on the seeds in `config`; `init` takes them as arguments.
 
     Attributes:
-        feed: yields the batches of the training set and of the test set.
+        feed: yields the batches of the training set and of the splits to evaluate on.
         data: the description of the data set that goes into the files of a run.
         schedule: step -> learning rate.
     """
@@ -64,14 +64,25 @@ class Trainer:
         feed = create_feed(data, mesh, config)
         check_fits_data(config, feed.image_shape)
         schedule = learning_rate_schedule(
-            config.schedule, config.optimizer.learning_rate, steps_per_epoch(feed.num_train, config.batch_size)
+            config.schedule,
+            config.optimizer.learning_rate,
+            steps_per_epoch(feed.num_train, config.batch_size),
+            config.num_epochs,
         )
         trainer = cls(
             config=config,
             model=create_model(config.model, len(data.class_names)),
             mesh=mesh,
             feed=feed,
-            data=DataSummary(data.name, data.digest, feed.num_train, feed.num_test, data.class_names),
+            data=DataSummary(
+                data.name,
+                data.digest,
+                feed.num_train,
+                feed.num_examples['test'],
+                data.class_names,
+                tuple(feed.image_shape),
+                feed.num_examples.get('validation', 0),
+            ),
             schedule=schedule,
             optimizer=create_optimizer(config.optimizer, schedule),
         )
@@ -138,20 +149,27 @@ class Trainer:
     def _evaluate(self) -> Callable[..., Evaluation]:
         return make_evaluate(self.predict)
 
-    def evaluate(self, variables: Variables, should_stop: Callable[[], str] = lambda: '') -> Evaluation:
-        """Evaluates exactly on the test set.
+    @property
+    def epoch_split(self) -> str:
+        """What every epoch is evaluated on: 'validation' where the data have such examples, otherwise 'test'."""
+        return 'validation' if 'validation' in self.feed.num_examples else 'test'
+
+    def evaluate(
+        self, variables: Variables, should_stop: Callable[[], str] = lambda: '', *, split: str = 'test'
+    ) -> Evaluation:
+        """Evaluates exactly on a split of `feed.num_examples`.
 
         Raises:
             StoppedEarly: `should_stop`, which is called before every batch, returned a reason.
         """
 
         def batches():
-            for batch in self.feed.eval_batches(self.config.eval_batch_size):
+            for batch in self.feed.eval_batches(self.config.eval_batch_size, split):
                 if reason := agreed(should_stop()):
                     raise StoppedEarly(reason)
                 yield batch
 
-        return self._evaluate(variables, batches(), self.feed.num_test)
+        return self._evaluate(variables, batches(), self.feed.num_examples[split])
 
 
 def read_data(data_config) -> Dataset | Stream:

@@ -21,8 +21,8 @@ from pnn_jax.models.perturb_resnet import AnswerStem
 from pnn_jax.models.registry import LAYERS, MODELS, OPTIONS, conflicts, fields_read
 from pnn_jax.nn.norm import SingleValueError
 from pnn_jax.nn.perturbation import PerturbationLayer
-from pnn_jax.optim import OPTIMIZERS
-from pnn_jax.options import Option
+from pnn_jax.optim import OPTIMIZERS, SCHEDULES, create_optimizer, learning_rate_schedule
+from pnn_jax.options import FieldRecorder, Option
 
 DTYPES = ('float32', 'bfloat16')
 PLATFORMS = ('any', 'cpu', 'gpu', 'tpu')
@@ -53,6 +53,8 @@ RULES: Mapping[str, Option] = {
     'optimizer.beta2': Option(at_least=0, below=1),
     'optimizer.eps': Option(at_least=0),
     'optimizer.weight_decay': Option(at_least=0),
+    'schedule.name': Option(choices=tuple(SCHEDULES)),
+    'schedule.warmup_epochs': Option(at_least=0),
     'schedule.factor': Option(above=0),
     'checkpoint.every_steps': Option(at_least=0),
     'checkpoint.keep': Option(at_least=0),
@@ -75,7 +77,7 @@ def validate_config(config) -> None:
             )
     if not any(problems[f'model.{field}'] for field in ('name', 'layer', 'stem_layer')):
         lines += [f'config.model.{name}={config.model[name]!r}: {reason}' for name, reason in conflicts(config.model)]
-    lines += [*_data_problems(config.data), *_schedule_problems(config.schedule)]
+    lines += [*_data_problems(config.data), *_schedule_problems(config)]
     if lines:
         raise InputError('\n'.join(lines))
 
@@ -102,11 +104,20 @@ def _data_problems(data) -> list[str]:
     return lines
 
 
-def _schedule_problems(schedule) -> list[str]:
+def _schedule_problems(config) -> list[str]:
+    lines, schedule = [], config.schedule
     milestones = list(schedule.milestones)
     if any(type(epoch) is not int or epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
-        return [f'config.schedule.milestones={schedule.milestones}: must be epochs in increasing order, each 1 or more']
-    return []
+        lines.append(
+            f'config.schedule.milestones={schedule.milestones}: must be epochs in increasing order, each 1 or more'
+        )
+    numbers = (schedule.warmup_epochs, config.num_epochs)
+    if all(isinstance(number, int | float) for number in numbers) and 0 < config.num_epochs <= schedule.warmup_epochs:
+        lines.append(
+            f'config.schedule.warmup_epochs={schedule.warmup_epochs}: must be below '
+            f'config.num_epochs={config.num_epochs}'
+        )
+    return lines
 
 
 def check_fits_data(config, image_shape: tuple[int, ...]) -> None:
@@ -202,13 +213,29 @@ def check_fits_memory(config, variables) -> None:
         )
 
 
-def ineffective_overrides(model, overridden: Sequence[str]) -> list[str]:
-    """A line for every field in `overridden` that the network of a valid `config.model` does not read."""
-    read = fields_read(model) | {'name', 'dtype'}
-    kinds = [f'{name}={model[name]!r}' for name in ('layer', 'stem_layer') if name in read]
-    network = f'{model.name} with {", ".join(kinds)}' if kinds else model.name
-    return [
-        f'config.model.{name}={model[name]!r} has no effect: {network} does not read it'
-        for name in overridden
-        if name not in read
-    ]
+def ineffective_overrides(config, overridden: Sequence[str]) -> list[str]:
+    """A line for every field of a valid config that is in `overridden` and that nothing reads.
+
+    Args:
+        overridden: whole names of fields, such as 'model.num_masks'. Only the sections `model`, `optimizer` and
+            `schedule` are looked at.
+    """
+    model = config.model
+    read = {f'model.{name}' for name in fields_read(model) | {'name', 'dtype'}}
+    kinds = [f'{name}={model[name]!r}' for name in ('layer', 'stem_layer') if f'model.{name}' in read]
+    readers = {
+        'model': f'{model.name} with {", ".join(kinds)}' if kinds else model.name,
+        'optimizer': f'optimizer.name={config.optimizer.name!r}',
+        'schedule': f'schedule.name={config.schedule.name!r}',
+    }
+    optimizer, schedule = FieldRecorder(config.optimizer), FieldRecorder(config.schedule)
+    create_optimizer(optimizer, learning_rate_schedule(schedule, optimizer.learning_rate, 1, config.num_epochs))
+    read |= {f'optimizer.{name}' for name in optimizer.fields_read}
+    read |= {f'schedule.{name}' for name in schedule.fields_read}
+    lines = []
+    for field in overridden:
+        section, _, name = field.partition('.')
+        if section in readers and field not in read:
+            value = config[section][name]
+            lines.append(f'config.{field}={value!r} has no effect: {readers[section]} does not read it')
+    return lines

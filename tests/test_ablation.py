@@ -16,59 +16,72 @@ import numpy as np
 import pytest
 
 from experiments.ablation import __main__ as ablation
-from experiments.ablation import comparisons, presets, records, rows, run_config, shared_data, workers
+from experiments.ablation import records, registration, run_config, runs, shared_data, workers
 from experiments.ablation.runner import Outcome, Task
 from experiments.command import exit_code
 from pnn_jax import train
 from pnn_jax.data import load_dataset
-from pnn_jax.errors import StoppedEarly
+from pnn_jax.errors import InputError, StoppedEarly
+from pnn_jax.validate import validate_config
 
-SMOKE = presets.PRESETS['smoke']
+SMOKE, AUDIT = registration.read_grid('smoke'), registration.read_grid('audit')
 ROW = 'no_noise'
 
 
-def test_every_row_builds_its_config_and_names_are_unique():
-    names = [row.name for row in rows.ROWS]
-    assert len(set(names)) == len(names)
-    for preset in presets.PRESETS.values():
-        for row in presets.preset_rows(preset):
-            assert run_config.unmatched_config(row, preset, 2).seed == 2
-    comparisons.read_plan(comparisons.DEFAULT, names)  # raises where it names another row
+def test_every_grid_is_valid_and_builds_its_configs():
+    for name in registration.grid_names():
+        grid = registration.read_grid(name)
+        for arm in grid.arms:
+            config = run_config.unmatched_config(grid, arm)
+            run = runs.Run(arm, 2, 1002)
+            assert (run_config.with_seeds(config, run).seed, run_config.with_seeds(config, run).mask_seed) == (2, 1002)
+            validate_config(config)
 
 
-def test_matched_row_has_the_nearest_number_of_parameters():
-    full = presets.PRESETS['full']
-    of_name = {row.name: row for row in presets.preset_rows(full)}
-    config = run_config.build_config(of_name['baseline_small'], full, 0, (32, 32, 3), 10)
+def test_matched_arm_has_the_nearest_number_of_weights():
+    config = run_config.build_config(AUDIT, AUDIT.arm('baseline_small'), (32, 32, 3), 10)
     assert config.model.num_filters == 21  # 1,206,691 weights
-    trained = run_config.unmatched_config(of_name['trained_masks'], full, 0)
+    trained = run_config.unmatched_config(AUDIT, AUDIT.arm('trained_masks'))
     assert run_config.learned_parameters(trained, (32, 32, 3), 10) == 1_220_234  # without the masks
-    assert run_config.unmatched_config(of_name['baseline'], full, 0).model.num_filters == 44  # as published
-    assert not run_config.is_matched(of_name['baseline'], full) and run_config.is_matched(of_name['baseline'], SMOKE)
+    assert run_config.unmatched_config(AUDIT, AUDIT.arm('baseline')).model.num_filters == 44  # as published
 
 
-def test_order_is_seed_by_seed_with_late_rows_last():
-    runs = presets.runs_of(presets.PRESETS['full'])
-    early = [run for run in runs if not run.row.late]
-    assert runs[: len(early)] == early and len(early) < len(runs)
+def test_a_width_that_does_not_match_is_refused(monkeypatch):
+    weights = {'resnet18': lambda width: 100 * width**2, 'perturb_resnet18': lambda width: 10_000 + 17 * width}
+    count = lambda config, *_: weights[config.model.name](config.model.num_filters)
+    monkeypatch.setattr(run_config, 'learned_parameters', count)
+    narrow = dataclasses.replace(AUDIT, arms=tuple(narrowed(arm) for arm in AUDIT.arms))
+    with pytest.raises(InputError) as error:
+        run_config.build_config(narrow, narrow.arm('baseline_small'), (32, 32, 3), 10)
+    assert str(error.value).endswith(
+        'the nearest to the 10,340 weights of shared_masks are 10,000, with 10 filters; they must be within 3%'
+    )
+    assert run_config.build_config(AUDIT, AUDIT.arm('baseline_small'), (32, 32, 3), 10).model.num_filters == 11
+
+
+def narrowed(arm: registration.Arm) -> registration.Arm:
+    return dataclasses.replace(arm, num_filters=20) if arm.name == 'shared_masks' else arm
+
+
+def test_order_is_seed_by_seed_with_late_arms_last():
+    planned = runs.runs_of(AUDIT)
+    early = [run for run in planned if not run.arm.late]
+    assert planned[: len(early)] == early and len(early) < len(planned)
     assert [run.seed for run in early] == sorted(run.seed for run in early)
-    assert len({run.row for run in early}) >= 12 and max(run.seed for run in early) == 2
-
-
-def test_milestones_keep_their_place_in_the_run():
-    twenty = dataclasses.replace(presets.PRESETS['reduced'], num_epochs=20)
-    assert run_config.unmatched_config(rows.ROWS[0], twenty, 0).schedule.milestones == (8, 12, 16)
-    assert run_config.unmatched_config(rows.ROWS[0], presets.PRESETS['full'], 0).schedule.milestones == (59, 89, 119)
+    assert len({run.arm.name for run in early}) >= 12 and max(run.seed for run in early) == 2
+    assert all(run.mask_seed == run.seed for run in planned)
+    apart = dataclasses.replace(AUDIT, seed=5, mask_seed=1000)
+    assert {(run.seed, run.mask_seed) for run in runs.runs_of(apart)} == {(5, 1000), (6, 1001), (7, 1002)}
 
 
 def test_shards_are_a_partition():
-    runs = presets.runs_of(SMOKE)
-    shards = [presets.choose_runs(SMOKE, f'{index}/4', '') for index in range(4)]
-    assert sorted(run.name for shard in shards for run in shard) == sorted(run.name for run in runs)
+    planned = runs.runs_of(SMOKE)
+    shards = [runs.choose_runs(SMOKE, planned, f'{index}/4', '') for index in range(4)]
+    assert sorted(run.name for shard in shards for run in shard) == sorted(run.name for run in planned)
 
 
 def start(folder, *flags) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'experiments.ablation', '--preset=smoke', f'--rows={ROW}', *flags]
+    command = [sys.executable, '-m', 'experiments.ablation', '--grid=smoke', f'--arms={ROW}', *flags]
     return subprocess.Popen(
         [*command, f'--output={folder}/runs', f'--results={folder}/results'],
         stdout=subprocess.PIPE,
@@ -156,7 +169,7 @@ def test_killed_and_stopped_workers_resume_to_the_same_results(tmp_path):
     known = {worker_of(killed, 1, set())}
     os.kill(*known, signal.SIGKILL)
     shown, _ = process.communicate()
-    assert process.returncode == 1 and 'SIGKILL' in shown and 'error: 1 of 2 runs failed' in shown, shown
+    assert process.returncode == 1 and 'SIGKILL' in shown and 'error: 1 runs failed' in shown, shown
     assert [path.name for path in (killed / 'results/smoke').iterdir()] == [f'{ROW}_seed0.json']
 
     # The parent is asked to stop: the worker saves its run.
@@ -228,7 +241,7 @@ class Listener(list):
 
 def run_fake(answers: dict, jobs: int, should_stop=lambda: '') -> tuple[list, Listener]:
     log, listener = [], Listener()
-    tasks = [Task('row', seed, None, None, None) for seed in range(4)]
+    tasks = [Task('row', seed, '', None, None, None) for seed in range(4)]
     try:
         workers.run_in_workers(tasks, jobs, lambda number: FakeWorker(number, answers, log), should_stop, listener)
     except StoppedEarly as reason:
@@ -304,7 +317,7 @@ def process_state():
 
 
 def test_spent_time_budget_stops_cleanly(tmp_path, capsys, process_state):
-    flags = ['--preset=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results', '--time_budget=0']
+    flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results', '--time_budget=0']
     for further in ([], ['--jobs=2']):
         assert exit_code(ablation.main, flags + further) == 75
         assert 'run the same command again to resume' in capsys.readouterr().out
@@ -319,12 +332,12 @@ def test_failed_run_is_shown_and_does_not_stop_the_rest(tmp_path, capsys, monkey
         raise RuntimeError('the sky fell')
 
     monkeypatch.setattr('pnn_jax.train.train_and_evaluate', train)
-    flags = ['--preset=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
     assert exit_code(ablation.main, flags) == 1
     shown = capsys.readouterr()
     assert len(trained) == 6
     assert 'no_noise_seed0: failed: the sky fell' in shown.out
-    assert shown.err.startswith('error: 6 of 6 runs failed') and shown.err.count('\n') == 1
+    assert shown.err.startswith('error: 6 runs failed') and shown.err.count('\n') == 1
     assert 'the sky fell' in (tmp_path / 'runs/smoke/no_noise_seed0/error.txt').read_text()
 
 
@@ -337,12 +350,13 @@ def instant_training(monkeypatch):
         trained.append(workdir)
         folder = Path(workdir)
         folder.mkdir(parents=True)
-        summary = {'final_test_accuracy': 0.5, 'code': {'sha256': 'a' * 64}, 'command': 'x'}
+        summary = {'final_test_accuracy': 0.5, 'code': {'sha256': 'a' * 64}, 'command': 'x', 'dataset': {'digest': 'd'}}
         (folder / 'result.json').write_text(json.dumps(summary))
-        (folder / 'metrics.jsonl').write_text('{"epoch": 1}\n')
-        np.savez(folder / 'outcomes.npz', correct=np.array([[True, False]]))
+        (folder / 'metrics.jsonl').write_text('{"epoch": 1}\n{"epoch": 2}\n')
+        np.savez(folder / 'outcomes.npz', correct=np.array([[True, False], [True, False]]))
 
     monkeypatch.setattr('pnn_jax.train.train_and_evaluate', train)
+    monkeypatch.setattr('experiments.ablation.final.measure_final', lambda workdir, dataset: {})
     monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'a' * 64})
     return trained
 
@@ -350,9 +364,9 @@ def instant_training(monkeypatch):
 def test_records_of_other_code_stop_the_grid_unless_asked_for(
     tmp_path, capsys, monkeypatch, process_state, instant_training
 ):
-    flags = ['--preset=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
-    assert exit_code(ablation.main, [*flags, '--rows=no_noise']) == 0
-    assert exit_code(ablation.main, [*flags, '--rows=no_noise,shared_masks']) == 0  # same code: the records are kept
+    flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    assert exit_code(ablation.main, [*flags, '--arms=no_noise']) == 0
+    assert exit_code(ablation.main, [*flags, '--arms=no_noise,shared_masks']) == 0  # same code: the records are kept
     assert len(instant_training) == 4
     monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'b' * 64})
     capsys.readouterr()
@@ -374,7 +388,7 @@ def test_damaged_files_of_a_run_are_one_line(damaged, tmp_path, capsys, monkeypa
         file.write_bytes(file.read_bytes()[:-7])
 
     monkeypatch.setattr(train, 'train_and_evaluate', cut)
-    flags = ['--preset=smoke', '--rows=no_noise', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    flags = ['--grid=smoke', '--arms=no_noise', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
     assert exit_code(ablation.main, flags) == 1
     shown = capsys.readouterr().out
     assert 'no_noise_seed0: failed: ' in shown and 'is damaged' in shown
@@ -385,7 +399,7 @@ def test_damaged_files_of_a_run_are_one_line(damaged, tmp_path, capsys, monkeypa
     [
         (['--shard=4/4'], '--shard=4/4'),
         (['--shard=1'], '--shard=1'),
-        (['--rows=no_nose'], 'no_nose'),
+        (['--arms=no_nose'], 'no_nose'),
         (['--time_budget=-1'], '--time_budget'),
         (['--data_source=folder'], 'config.data.path'),
         (['--output=/dev/null/x'], '/dev/null/x'),
@@ -393,10 +407,10 @@ def test_damaged_files_of_a_run_are_one_line(damaged, tmp_path, capsys, monkeypa
         (['--data_path=gs://bucket/x'], '--data_path=gs://bucket/x'),
         (['--jobs=-1'], "'-1'"),
         (['--jobs=two'], "'two'"),
-        (['--preset=small'], "'small'"),
+        (['--grid=small'], '--grid=small: must be one of audit'),
     ],
 )
 def test_bad_flags_are_one_line(flags, names, tmp_path, capsys, process_state):
-    assert exit_code(ablation.main, ['--preset=smoke', f'--results={tmp_path}', *flags]) == 2
+    assert exit_code(ablation.main, ['--grid=smoke', f'--results={tmp_path}', *flags]) == 2
     message = capsys.readouterr().err
     assert message.startswith('error: ') and names in message and message.count('\n') == 1

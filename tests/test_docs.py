@@ -180,10 +180,10 @@ def parse_only(program, arguments: Sequence[str], monkeypatch) -> list[str]:
     [
         'python -m pnn_jax.main --config=configs/quickstart.py --config.model.num_mask=16',
         'python -m pnn_jax.main --config=configs/quickstart.py --work_dir=runs',
-        'python -m experiments.ablation --preset=smoke --resluts=runs',
+        'python -m experiments.ablation --grid=smoke --resluts=runs',
         "pip install -e '.[trian]'",
         'make quickstrat',
-        'sbatch --array=0-9 experiments/schedulers/grid.sbatch /shared 10 --preset=fool',
+        'sbatch --array=0-9 experiments/schedulers/grid.sbatch /shared 10 --grid=fool',
         'quickstart --now',
     ],
 )

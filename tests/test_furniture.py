@@ -59,7 +59,7 @@ def run_script(*arguments: str, path: str = '/usr/bin:/bin') -> subprocess.Compl
 
 
 def test_a_job_without_a_shared_folder_is_one_line(tmp_path):
-    done = run_script(str(tmp_path / 'none'), '10', '--preset=smoke')
+    done = run_script(str(tmp_path / 'none'), '10', '--grid=smoke')
     assert done.returncode == 2 and done.stdout == '' and done.stderr.count('\n') == 1
     assert done.stderr.startswith(f'error: {tmp_path}/none: is not a folder on node ')
     assert run_script().returncode == 2
@@ -71,9 +71,9 @@ def test_a_task_that_saved_its_state_is_requeued_alone(code, requeued, tmp_path)
     for name, exit_code in (('srun', code), ('scontrol', 0)):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\nexit {exit_code}\n')
         (tmp_path / name).chmod(0o755)
-    done = run_script(str(tmp_path), '10', '--preset=smoke', path=f'{tmp_path}:/usr/bin:/bin')
+    done = run_script(str(tmp_path), '10', '--grid=smoke', path=f'{tmp_path}:/usr/bin:/bin')
     assert done.returncode == code, done.stderr
     first, *rest = (tmp_path / 'calls').read_text().splitlines()
     folders = f'--output={tmp_path}/runs --results={tmp_path}/results'
-    assert first == f'srun python -m experiments.ablation --shard=3/10 {folders} --preset=smoke'
+    assert first == f'srun python -m experiments.ablation --shard=3/10 {folders} --grid=smoke'
     assert rest == (['scontrol requeue 12_3'] if requeued else [])

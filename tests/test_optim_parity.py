@@ -50,7 +50,7 @@ def torch_weights(config):
 
 
 def jax_weights(config):
-    schedule = learning_rate_schedule(config.schedule, config.optimizer.learning_rate, STEPS_PER_EPOCH)
+    schedule = learning_rate_schedule(config.schedule, config.optimizer.learning_rate, STEPS_PER_EPOCH, NUM_EPOCHS)
     optimizer = create_optimizer(config.optimizer, schedule)
 
     def step(carry, target):

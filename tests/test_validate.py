@@ -46,7 +46,7 @@ def test_default_is_valid():
     [
         ('model__name', 'perturb_resnet81', "did you mean 'perturb_resnet18'"),
         ('model__activation', 'gelu', 'relu, lrelu'),
-        ('model__noise_type', 'cauchy', 'uniform, normal'),
+        ('model__noise_type', 'cauchy', 'uniform, normal, flat, ramp'),
         ('model__pooling', 'min', 'max, avg'),
         ('model__layer', 'perturb', "'perturbation'"),
         ('model__stem_kernel_size', 2, '1, 3, 5, 7'),
@@ -58,10 +58,13 @@ def test_default_is_valid():
         ('data__augment', 'cutout', 'crop_flip'),
         ('data__std', (0.0, 1.0, 1.0), 'above 0'),
         ('data__mean', (0.5,), 'one value per channel'),
-        ('optimizer__name', 'adamw', "did you mean 'adam'"),
+        ('optimizer__name', 'adan', "did you mean 'adam'"),
         ('optimizer__learning_rate', -1.0, 'above 0'),
         ('schedule__milestones', (5, 5), 'increasing order'),
         ('schedule__milestones', (True, 2), 'increasing order'),
+        ('schedule__name', 'cosin', "did you mean 'cosine'"),
+        ('schedule__warmup_epochs', -0.5, 'at least 0'),
+        ('schedule__warmup_epochs', 150.0, 'must be below config.num_epochs=150'),
         ('batch_size', 0, 'at least 1'),
         ('num_epochs', -1, 'at least 1'),
         ('platform', 'npu', 'cpu, gpu, tpu'),
@@ -116,12 +119,25 @@ def test_a_missing_accelerator_is_refused():
 
 
 def test_overrides_without_effect_are_named():
-    model = config_with(model__name='resnet18').model
-    (line,) = ineffective_overrides(model, ['num_masks', 'num_filters'])
+    config = config_with(model__name='resnet18')
+    (line,) = ineffective_overrides(config, ['model.num_masks', 'model.num_filters'])
     assert line.startswith('config.model.num_masks=1 has no effect')
-    model = config_with(model__layer='conv', model__stem_layer='conv').model
-    assert len(ineffective_overrides(model, ['num_masks', 'kernel_size'])) == 1
-    assert ineffective_overrides(default.get_config().model, ['num_masks', 'noise_level']) == []
+    config = config_with(model__layer='conv', model__stem_layer='conv')
+    assert len(ineffective_overrides(config, ['model.num_masks', 'model.kernel_size'])) == 1
+    assert ineffective_overrides(default.get_config(), ['model.num_masks', 'model.noise_level', 'data.pad']) == []
+
+
+def test_overrides_of_optimizer_and_schedule_without_effect_are_named():
+    overrides = ['optimizer.momentum', 'optimizer.beta1', 'optimizer.weight_decay', 'optimizer.decay_masks']
+    overrides += ['optimizer.learning_rate', 'schedule.name', 'schedule.warmup_epochs', 'schedule.milestones']
+    assert ineffective_overrides(config_with(), overrides) == [
+        "config.optimizer.beta1=0.9 has no effect: optimizer.name='sgd' does not read it"
+    ]
+    config = config_with(optimizer__name='adamw', schedule__name='cosine')
+    assert ineffective_overrides(config, overrides) == [
+        "config.optimizer.momentum=0.9 has no effect: optimizer.name='adamw' does not read it",
+        "config.schedule.milestones=(59, 89, 119) has no effect: schedule.name='cosine' does not read it",
+    ]
 
 
 def test_a_conflict_is_reported_once_and_only_where_the_layer_is_used():
@@ -134,13 +150,13 @@ def test_a_conflict_is_reported_once_and_only_where_the_layer_is_used():
 
 
 def test_notes_name_the_kinds_of_layer_that_matter():
-    model = config_with(model__layer='random_filters', model__stem_layer='random_filters').model
-    assert ineffective_overrides(model, ['noise_level', 'noise_type']) == [
+    config = config_with(model__layer='random_filters', model__stem_layer='random_filters')
+    assert ineffective_overrides(config, ['model.noise_level', 'model.noise_type']) == [
         "config.model.noise_level=0.5 has no effect: perturb_resnet18 with layer='random_filters', "
         "stem_layer='random_filters' does not read it"
     ]
-    model = config_with(model__name='noise_resnet18').model
-    assert ineffective_overrides(model, ['dtype', 'num_masks']) == [
+    config = config_with(model__name='noise_resnet18')
+    assert ineffective_overrides(config, ['model.dtype', 'model.num_masks']) == [
         'config.model.num_masks=1 has no effect: noise_resnet18 does not read it'
     ]
 

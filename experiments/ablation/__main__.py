@@ -1,13 +1,17 @@
-"""Trains a grid of networks, several runs of each. It can be stopped and resumed at any point.
+"""Trains a grid: several runs of each of its arms. It can be stopped and resumed at any point.
 
-python -m experiments.ablation --preset=reduced --data_path=DIR   start a grid, or resume it
-python -m experiments.ablation --preset=reduced --data_path=DIR --jobs=2     two runs at a time, one core each
-python -m experiments.ablation --preset=smoke                     a few seconds, on scikit-learn's digits
-python -m experiments.ablation --preset=full --shard=3/20         part 3 (from 0) of 20, for a Slurm array
+python -m experiments.ablation --grid=smoke                             a few seconds, on scikit-learn's digits
+python -m experiments.ablation --grid=fashion_mnist --data_path=DIR --plan     what it would train, and how long
+python -m experiments.ablation --grid=fashion_mnist --data_path=DIR --jobs=2   a run on each of two cores
+python -m experiments.ablation --grid=audit --shard=3/20                part 3 (from 0) of 20, for a Slurm array
 
-Each run has its own workdir, `OUTPUT/<preset>/<row>_seed<k>`. When it is done, everything that the report needs is in
-one file, `RESULTS/<preset>/<row>_seed<k>.json`. If this command is killed, run it again: finished runs are kept, and
-the others resume from their last checkpoint. A run that fails does not stop the others; the next call tries it again.
+A grid is a file in experiments/ablation/grids/, or any other TOML file of that form. Each run has its own workdir,
+`OUTPUT/<grid>/<arm>_seed<k>`, which is kept. When a run is done, everything that the report needs is in one file,
+`RESULTS/<grid>/<arm>_seed<k>.json`. If this command is killed, run it again: finished runs are kept, and the others
+resume from their last checkpoint. A run that fails does not stop the others; the next call tries it again.
+
+Runs that a blinded look adds are trained last, as soon as all runs that it looks at have records. With --shard, that
+can take another call after the other shards are done.
 
 Without --jobs, runs are trained one after another with all cores or accelerators. With --jobs=N, N processes train
 one run each, with one thread on a core of their own; for small networks that is faster.
@@ -18,34 +22,42 @@ Exit codes: 0 all runs are done; 1 some runs failed; 2 wrong input; 75 stopped o
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import ml_collections
 from rich.console import Console
 from rich.live import Live
 
 from experiments.ablation import shared_data
-from experiments.ablation.presets import PRESETS, Preset, Run, choose_runs
+from experiments.ablation.plan import plan_table
 from experiments.ablation.progress import Progress
-from experiments.ablation.records import check_code, read_record, record_path
-from experiments.ablation.run_config import build_config, data_config
+from experiments.ablation.records import record_path
+from experiments.ablation.registration import Grid, read_grid
+from experiments.ablation.results import Results, read_results
+from experiments.ablation.run_config import build_config, check_rates_are_chosen, data_config, with_seeds
 from experiments.ablation.runner import Task, run_here
+from experiments.ablation.runs import Run, choose_runs, runs_of
 from experiments.ablation.workers import Worker, run_in_workers, use_compilation_cache
-from experiments.command import Parser, exit_code, make_folder, whole_number
-from pnn_jax.errors import InputError, RunError
+from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
+from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.run.provenance import provenance
 from pnn_jax.runtime import CPU_XLA_FLAGS, restart_with_huge_pages, stop_conditions
+
+PLAN_WIDTH = 110  # also where the output is no terminal, which counts as 80 wide: no name is cut short then
 
 
 def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.ablation', __doc__)
-    parser.add_argument('--preset', required=True, choices=PRESETS)
-    parser.add_argument('--data_source', help='config.data.source; default: that of the preset')
+    parser.add_argument('--grid', required=True, help='a name in experiments/ablation/grids/, or a .toml file')
+    parser.add_argument('--plan', action='store_true', help='print arms, weights and core-hours; train nothing')
+    parser.add_argument('--data_source', help='config.data.source; default: that of the grid')
     parser.add_path('--data_path', help='config.data.path')
     parser.add_path('--output', default='runs/ablation', help='folder for the workdirs')
     parser.add_path('--results', default='experiments/results', help='folder for the records')
-    parser.add_argument('--rows', default='', help='only these rows, with commas between')
+    parser.add_argument('--arms', default='', help='only these arms, with commas between')
     parser.add_argument('--shard', default='0/1', help='i/n: every n-th run, starting with the i-th (from 0)')
     parser.add_argument('--jobs', type=whole_number(0), default=0, help='train this many runs at once; see above')
     parser.add_argument('--time_budget', type=float, help='seconds after which to save, stop and exit with 75')
@@ -56,60 +68,136 @@ def parse(argv: Sequence[str] | None):
     return args
 
 
-def load_data(preset: Preset, args):
+def load_data(grid: Grid, args):
     """The data set of a grid, and the `config.data` that says where it is."""
     from pnn_jax.data import load_dataset
 
-    data = data_config(preset)
+    data = data_config(grid)
     data.path = str(args.data_path or '')
     data.source = args.data_source or data.source
     return load_dataset(data), data
 
 
-def make_tasks(preset: Preset, runs: Sequence[Run], dataset, data, workdirs: Path, results: Path) -> list[Task]:
-    """What each run needs to be trained."""
-    tasks = []
-    for run in runs:
-        shape, num_classes = dataset.train.images.shape[1:], len(dataset.class_names)
-        config = build_config(run.row, preset, run.seed, shape, num_classes)
+def configs_of(grid: Grid, dataset, data) -> dict[str, ml_collections.ConfigDict]:
+    """Name of an arm -> the config of its runs, complete but for the seeds."""
+    configs = {}
+    for arm in grid.arms:
+        config = build_config(grid, arm, dataset.train.images.shape[1:], len(dataset.class_names))
         config.data.path, config.data.source = data.path, data.source
-        record = record_path(results, run.row.name, run.seed)
-        tasks.append(Task(run.row.name, run.seed, config, workdirs / run.name, record))
-    return tasks
+        configs[arm.name] = config
+    return configs
+
+
+def make_task(grid: Grid, run: Run, configs: Mapping, workdirs: Path, results: Path) -> Task:
+    """What a run needs to be trained."""
+    config = with_seeds(configs[run.arm.name], run)
+    return Task(run.arm.name, run.seed, grid.sha256, config, workdirs / run.name, record_path(results, run.name))
+
+
+def check_committed(grid: Grid) -> None:
+    """Refuses to train a registration that is not committed: it has to be known before its results are.
+
+    Outside of a checkout, nothing can be checked.
+
+    Raises:
+        InputError: the grid's file, or the code, is not as committed.
+    """
+    code = provenance()
+    if not grid.registration or code['commit'] is None:
+        return
+    command = ['git', '-C', str(grid.path.parent), 'status', '--porcelain', '--', grid.path.name]
+    status = subprocess.run(command, capture_output=True, text=True, check=False)
+    if status.returncode == 0 and status.stdout.strip():
+        raise InputError(f'--grid={grid.name}: is a registration; commit {grid.path.name} before its first run')
+    if not code['clean']:
+        raise InputError(f'--grid={grid.name}: is a registration; commit pnn_jax/ and configs/ before its first run')
+
+
+def keep_grid(grid: Grid, output: Path) -> None:
+    """Keeps a copy of the grid's file beside the workdirs, and compares with the copy that is there.
+
+    Raises:
+        InputError: the file of a registration has changed after its first run began.
+    """
+    copy, content = output / 'grid.toml', grid.path.read_bytes()
+    try:
+        before = copy.read_bytes() if copy.exists() else content
+    except OSError as error:
+        raise InputError(f'{copy}: cannot be read ({os_reason(error)})') from None
+    if before != content and grid.registration:
+        raise InputError(
+            f'--grid={grid.name}: is a registration, which must not change after its runs began, but {grid.path} '
+            f'differs from {copy}; restore it, or name another --output and --results'
+        )
+    write_file(copy, content)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    preset = PRESETS[args.preset]
-    runs = choose_runs(preset, args.shard, args.rows)
+    grid = read_grid(args.grid)
+    choose = lambda runs: choose_runs(grid, runs, args.shard, args.arms)
+    choose([])  # raises before anything is made
     should_stop = stop_conditions(args.time_budget)
     os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)  # read when jax first uses a device
-    output = make_folder(args.output / args.preset, '--output')
-    results = make_folder(args.results / args.preset, '--results')
-    use_compilation_cache(output)
     console = Console(file=sys.stdout)  # named here, because runs redirect sys.stdout
-    if not runs:
-        console.print('no runs in this shard')
+    if args.plan:
+        dataset, data = load_data(grid, args)
+        Console(file=sys.stdout, width=PLAN_WIDTH).print(plan_table(grid, configs_of(grid, dataset, data), dataset))
         return 0
+    check_rates_are_chosen(grid)
+    check_committed(grid)
+    output = make_folder(args.output / grid.name, '--output')
+    results = make_folder(args.results / grid.name, '--results')
+    use_compilation_cache(output)
+    dataset, data = load_data(grid, args)
+    configs = configs_of(grid, dataset, data)
+    keep_grid(grid, output)
 
-    dataset, data = load_data(preset, args)
-    tasks = make_tasks(preset, runs, dataset, data, output, results)
-    records = {task.name: read_record(task.record, task.config) for task in tasks if task.record.exists()}
-    if not args.allow_mixed_code:
-        check_code(records.values(), provenance()['sha256'])
-    progress = Progress(preset, runs, output, console)
-    progress.done |= {name: record.accuracy for name, record in records.items()}
-    waiting = [task for task in tasks if task.name not in records]
+    def read() -> Results:
+        code = provenance()['sha256']
+        return read_results(results, grid, configs=configs, code=code, allow_mixed_code=args.allow_mixed_code)
+
+    def train(runs: Sequence[Run]) -> None:
+        tasks = [make_task(grid, run, configs, output, results) for run in runs]
+        if not args.jobs:
+            return run_here(tasks, dataset, should_stop, progress)
+        stored = shared_data.store(dataset, output)
+        start = lambda number: Worker(number, args.jobs, stored, output)
+        return run_in_workers(tasks, args.jobs, start, should_stop, progress)
+
+    progress = Progress(grid, output, console)
     with Live(progress, console=console, refresh_per_second=1):
-        if args.jobs:
-            stored = shared_data.store(dataset, output)
-            start = lambda number: Worker(number, args.jobs, stored, output)
-            run_in_workers(waiting, args.jobs, start, should_stop, progress)
-        else:
-            run_here(waiting, dataset, should_stop, progress)
+        train_all(grid, choose, read, train, progress)
     if progress.failed:
-        raise RunError(f'{len(progress.failed)} of {len(runs)} runs failed: {", ".join(progress.failed)}')
+        raise RunError(f'{len(progress.failed)} runs failed: {", ".join(progress.failed)}')
     return 0
+
+
+def train_all(
+    grid: Grid,
+    choose: Callable[[Sequence[Run]], list[Run]],
+    read: Callable[[], Results],
+    train: Callable[[Sequence[Run]], None],
+    progress: Progress,
+) -> None:
+    """Trains the runs of a grid that have no record, and then those that its blinded look adds.
+
+    Args:
+        choose: of some runs, those of this shard and of the arms that were asked for.
+        read: the records that there are.
+        train: trains runs, whether or not each of them succeeds.
+    """
+    tried: set[str] = set()
+    while True:
+        found = read()
+        runs = [run for run in runs_of(grid, found.look) if run.name not in tried]
+        if not runs:
+            return
+        tried |= {run.name for run in runs}
+        chosen = choose(runs)
+        progress.add(chosen)
+        progress.done |= {run.name for run in chosen if run.name in found.records}
+        train([run for run in chosen if run.name not in found.records])
 
 
 if __name__ == '__main__':

@@ -9,24 +9,32 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.ablation.presets import Preset, Run, preset_rows
+from experiments.ablation.registration import Grid
 from experiments.ablation.runner import Outcome
+from experiments.ablation.runs import Run
 
 
 class Progress:
     """The runs of a grid: finished, failed, in progress or still to come.
 
+    No accuracy is shown where the grid is blind.
+
     Attributes:
-        done: run name -> accuracy after the last epoch, as a fraction.
+        done: names of the finished runs.
         failed: run name -> one line that says why.
         running: names of the runs in progress.
     """
 
-    def __init__(self, preset: Preset, runs: Sequence[Run], workdirs: Path, console: Console):
-        self._preset, self._runs, self._workdirs, self._console = preset, runs, workdirs, console
-        self.done: dict[str, float] = {}
+    def __init__(self, grid: Grid, workdirs: Path, console: Console):
+        self._grid, self._workdirs, self._console = grid, workdirs, console
+        self._runs: list[Run] = []
+        self.done: set[str] = set()
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
+
+    def add(self, runs: Sequence[Run]) -> None:
+        """Adds runs that are to be trained, or are done already."""
+        self._runs += runs
 
     def begin(self, name: str) -> None:
         self.running.add(name)
@@ -38,35 +46,29 @@ class Progress:
             self.failed[outcome.name] = outcome.failure
             line = f'{outcome.name}: failed: {outcome.failure}'
         else:
-            self.done[outcome.name] = outcome.correct / outcome.count
-            line = (
-                f'{outcome.name}: {outcome.correct} of {outcome.count} correct, {outcome.seconds:.0f} s '
-                f'({len(self.done)} of {len(self._runs)} runs done)'
-            )
+            self.done.add(outcome.name)
+            correct = '' if self._grid.blind else f'{outcome.correct} of {outcome.count} correct, '
+            line = f'{outcome.name}: {correct}{outcome.seconds:.0f} s ({len(self.done)} of {len(self._runs)} runs done)'
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __rich__(self) -> Table:
-        """Rows by seeds: the accuracy, the number of epochs so far, or 'failed'."""
-        table = Table(title=f'{self._preset.what}: {len(self.done)} of {len(self._runs)} runs done')
-        table.add_column('row', no_wrap=True)
-        for seed in range(self._preset.seeds):
-            table.add_column(f'seed {seed}', justify='right', no_wrap=True)
-        names = {run.name for run in self._runs}
-        for row in preset_rows(self._preset):
-            of_row = [Run(row, seed).name for seed in range(self._preset.seeds)]
-            cells = [self._cell(name) if name in names else '' for name in of_row]
-            if any(cells):
-                table.add_row(row.name, *cells)
+        """A line for each arm: how many runs are done, which are in progress, which failed."""
+        table = Table(title=f'{self._grid.what}: {len(self.done)} of {len(self._runs)} runs done')
+        for column in ('arm', 'done', 'in progress', 'failed'):
+            table.add_column(column, no_wrap=column == 'arm')
+        for arm in self._grid.arms:
+            of_arm = [run for run in self._runs if run.arm.name == arm.name]
+            if not of_arm:
+                continue
+            done = sum(run.name in self.done for run in of_arm)
+            running = [
+                f'[yellow]seed {run.seed}: {_epochs_done(self._workdirs / run.name)} epochs[/yellow]'
+                for run in of_arm
+                if run.name in self.running
+            ]
+            failed = [f'[red]seed {run.seed}[/red]' for run in of_arm if run.name in self.failed]
+            table.add_row(arm.name, f'{done} of {len(of_arm)}', ', '.join(running), ', '.join(failed))
         return table
-
-    def _cell(self, name: str) -> str:
-        if name in self.done:
-            return f'{100 * self.done[name]:.2f}%'
-        if name in self.failed:
-            return '[red]failed[/red]'
-        if name in self.running:
-            return f'[yellow]{_epochs_done(self._workdirs / name)} epochs[/yellow]'
-        return '.'
 
 
 def _epochs_done(workdir: Path) -> int:

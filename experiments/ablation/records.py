@@ -1,7 +1,7 @@
 """The record of a finished run: one JSON file with its config, result, history and every single outcome.
 
-The report is made from records alone. A record names the code that computed it (`result.json`, key 'code'), so that
-results of different code are not compared by accident.
+The report is made from records alone. A record holds the sha256 of its grid's file, and the digest of the code that
+computed it (`result.json`, key 'code'), so that results of different grids or code are not compared by accident.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.ablation.registration import Grid
 from experiments.command import write_file
 from pnn_jax.errors import InputError, RunError, one_line, os_reason
+from pnn_jax.run.result import evaluated_split
 from pnn_jax.run.workdir import ADDED_FIELDS, FREE_FIELDS, FREE_SECTIONS, flat_fields
 
 UNKNOWN_CODE = 'unknown'
@@ -28,16 +30,19 @@ class Record(NamedTuple):
     """A finished run.
 
     Attributes:
-        row: name of the row.
-        seed: of the run.
+        arm: name of the arm.
+        seed: of the weights; with the arm it names the run.
+        registration: sha256 (hex) of the grid's file.
         config: every field that affects the result, flat: 'model.num_filters' -> 128.
-        summary: the content of the run's result.json.
+        summary: the content of the run's result.json, and what `measure_final` returns.
         history: the lines of metrics.jsonl, one per epoch.
-        correct: bool [epochs, test examples], in dataset order.
+        correct: bool [evaluations, test examples], in dataset order: the test set after every epoch, or after the last
+            one alone where epochs are evaluated on validation examples.
     """
 
-    row: str
+    arm: str
     seed: int
+    registration: str
     config: dict[str, Any]
     summary: dict[str, Any]
     history: list[dict[str, Any]]
@@ -45,7 +50,7 @@ class Record(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f'{self.row}_seed{self.seed}'
+        return f'{self.arm}_seed{self.seed}'
 
     @property
     def accuracy(self) -> float:
@@ -85,12 +90,18 @@ class Record(NamedTuple):
         write_file(path, json.dumps({'sha256': _digest(content)} | content, indent=1) + '\n')
 
 
-def record_path(results: Path, row: str, seed: int) -> Path:
-    return results / f'{row}_seed{seed}.json'
+def record_path(results: Path, run: str) -> Path:
+    """The file of a run, by the name of the run."""
+    return results / f'{run}.json'
 
 
-def make_record(row: str, seed: int, config, workdir: Path) -> Record:
+def make_record(arm: str, seed: int, registration: str, config, workdir: Path, measured: Mapping[str, float]) -> Record:
     """The record of the finished run in `workdir`.
+
+    Args:
+        registration: sha256 of the grid's file.
+        config: of the run.
+        measured: of the final network; see `measure_final`.
 
     Raises:
         RunError: the files of the run are missing or damaged.
@@ -98,24 +109,25 @@ def make_record(row: str, seed: int, config, workdir: Path) -> Record:
     try:
         summary = json.loads((workdir / 'result.json').read_text())
         history = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+        outcomes = 'test_outcomes.npz' if evaluated_split(history[-1]) == 'validation' else 'outcomes.npz'
         # Opened here, because numpy leaves a damaged file open.
-        with open(workdir / 'outcomes.npz', 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-            correct = arrays['correct']
+        with open(workdir / outcomes, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+            correct = np.atleast_2d(arrays['correct'])
     except OSError as error:
         raise RunError(f'{error.filename or workdir}: cannot be read ({os_reason(error)})') from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(
             f'{workdir}: result.json, metrics.jsonl or outcomes.npz is damaged ({one_line(error)})'
         ) from None
     summary.pop('command', None)  # contains folder names of the machine
-    return Record(row, seed, settings(config), summary, history, correct)
+    return Record(arm, seed, registration, settings(config), summary | measured, history, correct)
 
 
-def read_record(path: Path, config=None) -> Record:
-    """Reads a record and checks that it is complete and unchanged and, if a config is given, of that config.
+def read_record(path: Path) -> Record:
+    """Reads a record and checks that it is complete and unchanged.
 
     Raises:
-        InputError: the record is missing, cut short, edited, or of another config (the fields are named).
+        InputError: the record is missing, cut short or edited.
     """
     try:
         content = json.loads(path.read_text())
@@ -130,9 +142,22 @@ def read_record(path: Path, config=None) -> Record:
         raise InputError(f'{path}: cut short or not a record of the grid ({one_line(error)})') from None
     if not intact:
         raise InputError(f'{path}: its content is not what was written (the sha256 differs)')
-    if config is not None and (differing := differences(record.config, settings(config))):
-        raise InputError(f'{path}: is of another grid, move it away; fields that differ: {", ".join(differing)}')
     return record
+
+
+def check_registration(records: Iterable[Record], grid: Grid) -> None:
+    """Refuses records of another text of a registration. Other grids may change; there the configs alone must agree.
+
+    Raises:
+        InputError: names the digests, and a record.
+    """
+    others = [record for record in records if record.registration != grid.sha256]
+    if grid.registration and others:
+        raise InputError(
+            f'{grid.name}: is a registration, which must not change after its runs began: its sha256 is '
+            f'{grid.sha256[:12]}, and that of {_listed([record.name for record in others])} is '
+            f'{others[0].registration[:12] or "unknown"}; restore the file, or move the records away'
+        )
 
 
 def check_code(records: Iterable[Record], expected: str = '') -> None:

@@ -1,55 +1,87 @@
-"""The config of one run: that of its row, scaled by the preset, with its seed."""
+"""The config of a run: the file of its row, with the changes of the grid, the row and the arm, and its seeds."""
 
 from __future__ import annotations
 
 import bisect
+import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
 from configs import default
-from experiments.ablation.presets import Preset
-from experiments.ablation.rows import ROWS, Row
+from experiments.ablation.registration import SEARCH, Arm, Grid
+from experiments.ablation.runs import Run
+from pnn_jax.errors import InputError, one_line
+
+MATCH_WITHIN = 0.03  # how much the weights of matched arms may differ, as a fraction
 
 
-def data_config(preset: Preset):
-    """The `config.data` that all runs of a preset share."""
+def data_config(grid: Grid):
+    """The `config.data` that all runs of a grid share."""
     config = default.get_config()
-    config.update_from_flattened_dict(preset.changes)
+    _update(config, grid.changes, f'{grid.name}: changes')
     return config.data
 
 
-def is_matched(row: Row, preset: Preset) -> bool:
-    """Whether the width of the row is computed. At full size the audit's rows keep the widths that it published."""
-    return bool(row.match) and (preset.num_filters > 0 or row.audit_row is None)
+def unmatched_config(grid: Grid, arm: Arm) -> ml_collections.ConfigDict:
+    """The config of the runs of an arm, except for seeds, the width of a matched arm, and the path of the data.
 
-
-def unmatched_config(row: Row, preset: Preset, seed: int) -> ml_collections.ConfigDict:
-    """The config of one run, except for the width of a matched row and the path of the data."""
-    config = importlib.import_module(f'configs.{row.config}').get_config()
-    if preset.num_filters:
-        config.model.num_filters = preset.num_filters
-    if preset.num_masks and config.model.num_masks > 1:
-        config.model.num_masks = preset.num_masks
-    if preset.num_epochs:
-        milestones = [round(epoch * preset.num_epochs / config.num_epochs) for epoch in config.schedule.milestones]
-        config.schedule.milestones = tuple(sorted({max(1, epoch) for epoch in milestones}))
-        config.num_epochs = preset.num_epochs
-    config.update_from_flattened_dict({**preset.changes, **row.changes})
-    config.seed = config.mask_seed = seed
+    Raises:
+        InputError: a field of the grid does not exist, or its value is of another type.
+    """
+    config = importlib.import_module(f'configs.{arm.network.config}').get_config()
+    _update(config, {**grid.changes, **arm.network.changes, **arm.changes}, f'{grid.name}: changes of arm {arm.name}')
+    if arm.num_filters:
+        config.model.num_filters = arm.num_filters
+    if arm.learning_rate and arm.learning_rate != SEARCH:
+        config.optimizer.learning_rate = arm.learning_rate
     return config
 
 
-def build_config(
-    row: Row, preset: Preset, seed: int, input_shape: Sequence[int], num_classes: int
-) -> ml_collections.ConfigDict:
-    """The config of one run on images of shape [h, w, c], except for the path of the data."""
-    config = unmatched_config(row, preset, seed)
-    if is_matched(row, preset):
-        other = unmatched_config(next(candidate for candidate in ROWS if candidate.name == row.match), preset, seed)
+def check_rates_are_chosen(grid: Grid) -> None:
+    """Raises InputError where the learning rate of an arm is still to be chosen, so that nothing can be trained."""
+    for arm in grid.arms:
+        if arm.learning_rate == SEARCH:
+            raise InputError(
+                f'{grid.name}: arm {arm.name}: learning_rate = {SEARCH!r}: fill in the rate that python -m '
+                f'experiments.ablation.rates --grid={grid.rates_from} chooses'
+            )
+
+
+def _update(config: ml_collections.ConfigDict, changes: Mapping[str, Any], where: str) -> None:
+    try:
+        config.update_from_flattened_dict(
+            {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f'{where}: {one_line(error)}') from None
+
+
+def with_seeds(config: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
+    """The config of an arm with the seeds of one of its runs."""
+    config = config.copy_and_resolve_references()
+    config.seed, config.mask_seed = run.seed, run.mask_seed
+    return config
+
+
+def build_config(grid: Grid, arm: Arm, input_shape: Sequence[int], num_classes: int) -> ml_collections.ConfigDict:
+    """The config of the runs of an arm on images of shape [h, w, c], except for seeds and the path of the data.
+
+    Raises:
+        InputError: as `unmatched_config`; or at no width does a matched arm have as many weights as the arm it names.
+    """
+    config = unmatched_config(grid, arm)
+    if arm.match:
+        other = build_config(grid, grid.arm(arm.match), input_shape, num_classes)
         target = learned_parameters(other, input_shape, num_classes)
-        config.model.num_filters = matched_filters(config, target, input_shape, num_classes)
+        config.model.num_filters, weights = matched_filters(config, target, input_shape, num_classes)
+        if abs(weights / target - 1) > MATCH_WITHIN:
+            raise InputError(
+                f'{grid.name}: arm {arm.name}: the nearest to the {target:,} weights of {arm.match} are {weights:,}, '
+                f'with {config.model.num_filters} filters; they must be within {MATCH_WITHIN:.0%}'
+            )
     return config
 
 
@@ -69,13 +101,15 @@ def learned_parameters(config, input_shape: Sequence[int], num_classes: int) -> 
 
 def matched_filters(
     config: ml_collections.ConfigDict, target: int, input_shape: Sequence[int], num_classes: int
-) -> int:
-    """The width at which the network of `config` has about `target` learned parameters."""
+) -> tuple[int, int]:
+    """The width at which the network of `config` has about `target` learned parameters, and how many it has then."""
     config = config.copy_and_resolve_references()
 
+    @functools.cache
     def count(num_filters: int) -> int:
         config.model.num_filters = num_filters
         return learned_parameters(config, input_shape, num_classes)
 
-    above = bisect.bisect_left(range(2, 1024), target, key=count) + 2
-    return min((above - 1, above), key=lambda num_filters: abs(count(num_filters) - target))
+    above = bisect.bisect_left(range(2, 512), target, key=count) + 2
+    nearest = min((above - 1, above), key=lambda num_filters: abs(count(num_filters) - target))
+    return nearest, count(nearest)

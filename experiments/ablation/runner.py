@@ -21,21 +21,23 @@ class Task(NamedTuple):
     """A run that has no record yet.
 
     Attributes:
-        row, seed: of the run.
+        arm, seed: of the run.
+        registration: sha256 of the grid's file.
         config: of the run, complete.
-        workdir: where it trains. If a run was interrupted there, it is resumed.
+        workdir: where it trains. If a run was interrupted there, it is resumed. It stays when the run is done.
         record: the file to write when it is done.
     """
 
-    row: str
+    arm: str
     seed: int
+    registration: str
     config: ml_collections.ConfigDict
     workdir: Path
     record: Path
 
     @property
     def name(self) -> str:
-        return f'{self.row}_seed{self.seed}'
+        return f'{self.arm}_seed{self.seed}'
 
 
 class Outcome(NamedTuple):
@@ -79,6 +81,7 @@ def train(task: Task, dataset, should_stop: Callable[[], str]) -> Outcome:
     """
     import jax
 
+    from experiments.ablation.final import measure_final
     from pnn_jax.train import train_and_evaluate
 
     began = time.monotonic()
@@ -87,7 +90,8 @@ def train(task: Task, dataset, should_stop: Callable[[], str]) -> Outcome:
         # The run logs to its workdir; the screen belongs to the table of the grid.
         with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
             train_and_evaluate(task.config, str(task.workdir), should_stop=should_stop, dataset=dataset)
-        record = make_record(task.row, task.seed, task.config, task.workdir)
+        measured = measure_final(task.workdir, dataset)
+        record = make_record(task.arm, task.seed, task.registration, task.config, task.workdir, measured)
         record.write(task.record)
     except StoppedEarly:
         raise
@@ -97,7 +101,7 @@ def train(task: Task, dataset, should_stop: Callable[[], str]) -> Outcome:
             error_file.write_text(traceback.format_exc())
         return Outcome(task.name, failure=one_line(error))
     finally:
-        # The next row compiles other programs, and those of this one would only take memory.
+        # The next arm compiles other programs, and those of this one would only take memory.
         jax.clear_caches()
         gc.collect()
     with contextlib.suppress(OSError):

@@ -34,7 +34,9 @@ def lower(request: Request) -> Any:
     image_shape, num_classes, num_train = DATA_SHAPES[config.data.name]
     devices = targets.open_devices(request.target, request.devices)
     mesh = Mesh(np.array(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
-    schedule = learning_rate_schedule(config.schedule, config.optimizer.learning_rate, num_train // config.batch_size)
+    schedule = learning_rate_schedule(
+        config.schedule, config.optimizer.learning_rate, num_train // config.batch_size, config.num_epochs
+    )
     trainer = Trainer(
         config=config,
         model=create_model(config.model, num_classes),

@@ -33,7 +33,7 @@ from experiments.command import Parser, empty_folder, exit_code, whole_number
 from pnn_jax.errors import InputError, RunError
 
 HERE = Path(__file__).parent
-PRESET, ROWS = 'smoke', 'no_noise,trained_masks'
+GRID, ARMS = 'smoke', 'no_noise,trained_masks'
 PARTS = 2
 TIMINGS = ('seconds', 'images_per_second')
 POLL_SECONDS = 0.5
@@ -212,7 +212,7 @@ def submit(shared: Path, minutes: int, time_budget: float) -> str:
     """Submits the array job and returns its id."""
     command = ['sbatch', '--parsable', f'--array=0-{PARTS - 1}', f'--time={minutes}', '--signal=TERM@10']
     logs = shared / 'part-%a.log'
-    arguments = [str(shared), str(PARTS), f'--preset={PRESET}', f'--rows={ROWS}', f'--time_budget={time_budget:g}']
+    arguments = [str(shared), str(PARTS), f'--grid={GRID}', f'--arms={ARMS}', f'--time_budget={time_budget:g}']
     return call(*command, f'--output={logs}', HERE / 'grid.sbatch', *arguments, PYTHON=sys.executable).strip()
 
 
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     undisturbed, cluster = options.out / 'undisturbed', options.out / 'slurm'
     shared = empty_folder(options.out / 'shared', '--out')
     folders = [f'--output={undisturbed}/runs', f'--results={undisturbed}/results']
-    call(sys.executable, '-m', 'experiments.ablation', f'--preset={PRESET}', f'--rows={ROWS}', *folders)
+    call(sys.executable, '-m', 'experiments.ablation', f'--grid={GRID}', f'--arms={ARMS}', *folders)
 
     os.environ['SLURM_CONF'] = str(cluster / 'slurm.conf')
     try:
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         call(HERE / 'slurm_cluster.sh', 'down', cluster)
 
-    lines, equal = comparison(undisturbed / 'results' / PRESET, shared / 'results' / PRESET)
+    lines, equal = comparison(undisturbed / 'results' / GRID, shared / 'results' / GRID)
     stopped = Counter(re.findall(r'^stopped: ([^;]+)', ''.join(p.read_text() for p in shared.glob('*.log')), re.M))
     print('\nStopped on request, with its state saved: ' + ', '.join(f'{why} ({n}x)' for why, n in stopped.items()))
     print('\n| second | part | what happened |\n|---|---|---|')

@@ -44,10 +44,17 @@ def crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.take_along_axis(images, columns[:, None, :, None], axis=2, mode='promise_in_bounds')
 
 
+def flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Mirrors each image half of the time, without a crop. Arguments and result as `crop_flip`."""
+    mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
 # config.data.augment -> function(key, images uint8 [b, h, w, c]) -> images of the same shape.
 AUGMENTATIONS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     'none': keep,
     'crop_flip': crop_flip,
+    'flip': flip,
     'resized_crop_flip': keep,  # stream_batches.py does it while it decodes
 }
 

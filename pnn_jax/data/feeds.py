@@ -93,14 +93,18 @@ class DeviceFeed:
     Attributes:
         image_shape: [h, w, c] of every image.
         num_train: training examples.
-        num_test: examples to evaluate on.
+        num_examples: of the splits to evaluate on, by name: 'test', and 'validation' where there is one.
+        test_images: uint8 [test examples, h, w, c]; None where they are not in memory.
     """
 
     def __init__(self, dataset: Dataset, mesh: jax.sharding.Mesh, *, batch_size: int, steps_per_dispatch: int):
         self.dataset, self.mesh = dataset, mesh
         self.image_shape = dataset.train.images.shape[1:]
         self.batch_size, self.steps_per_dispatch = batch_size, steps_per_dispatch
-        self.num_train, self.num_test = len(dataset.train.labels), len(dataset.test.labels)
+        self.num_train, self.num_examples = len(dataset.train.labels), {'test': len(dataset.test.labels)}
+        if dataset.validation is not None:
+            self.num_examples['validation'] = len(dataset.validation.labels)
+        self.test_images = dataset.test.images
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.images, self.labels = replicate((dataset.train.images, dataset.train.labels), self.replicated)
 
@@ -134,18 +138,25 @@ class DeviceFeed:
         sharding = batch_sharding(self.mesh, batch_size)
         return ResidentBatches(self.images, self.labels, order, start, batch_size, num_steps, sharding)
 
-    def eval_batches(self, batch_size: int) -> Iterator[HostBatch]:
-        """The test set in padded batches, as `make_evaluate` takes them."""
-        return padded_batches(self.dataset.test.images, self.dataset.test.labels, batch_size)
+    def eval_batches(self, batch_size: int, split: str = 'test') -> Iterator[HostBatch]:
+        """A split of `num_examples` in padded batches, as `make_evaluate` takes them."""
+        examples = self.dataset.test if split == 'test' else self.dataset.validation
+        if examples is None:
+            raise ValueError('there are no validation examples: config.data.validation_examples is 0')
+        return padded_batches(examples.images, examples.labels, batch_size)
 
 
 class StreamFeed:
     """A data set that stays on disk; each host decodes its share, a few batches ahead. Attributes as `DeviceFeed`."""
 
+    test_images = None
+
     def __init__(self, stream: Stream, mesh: jax.sharding.Mesh, *, batch_size: int):
         self.stream, self.mesh, self.batch_size = stream, mesh, batch_size
         self.image_shape = stream.image_shape
-        self.num_train, self.num_test = len(stream.train_index), len(stream.test)
+        self.num_train, self.num_examples = len(stream.train_index), {'test': len(stream.test)}
+        if stream.validation is not None:
+            self.num_examples['validation'] = len(stream.validation)
         self.host = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
 
     def batches(self, key: jax.Array, epoch: int, first_step: int = 0) -> Iterator[LoadedBatch]:
@@ -181,10 +192,10 @@ class StreamFeed:
     def _shape(self, shape: tuple[int, ...], dtype) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, shape[0]))
 
-    def eval_batches(self, batch_size: int) -> Iterator[HostBatch]:
+    def eval_batches(self, batch_size: int, split: str = 'test') -> Iterator[HostBatch]:
         """As `DeviceFeed.eval_batches`."""
         size = steps_per_epoch(batch_size, jax.device_count()) * jax.device_count()
-        for batch in stream_eval_batches(self.stream, batch_size=size, **self.host):
+        for batch in stream_eval_batches(self.stream, batch_size=size, split=split, **self.host):
             yield {
                 name: np.reshape(value, (jax.local_device_count(), -1, *value.shape[1:]))
                 for name, value in batch.items()

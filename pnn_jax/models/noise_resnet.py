@@ -8,7 +8,7 @@ import jax
 
 from pnn_jax.models.resnet import ModuleDef, Shortcut
 from pnn_jax.nn.conv import Conv
-from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS, stored_masks
+from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS, PYTORCH_NOISE, stored_masks
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.nn.pool import pool
 from pnn_jax.options import option
@@ -29,12 +29,14 @@ class NoiseLayer(nn.Module):
 
     features: int
     noise_level: float = option(0.5, at_least=0, pytorch='level')
-    noise_type: str = option('uniform', choices=NOISE_DISTRIBUTIONS, pytorch='noise_type')
+    noise_type: str = option(
+        'uniform', choices=NOISE_DISTRIBUTIONS, pytorch='noise_type', pytorch_choices=PYTORCH_NOISE
+    )
     trainable_masks: bool = option(False, pytorch='train_masks')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        masks = stored_masks(self, x.shape[1:], self.noise_type, trainable=self.trainable_masks)
+        masks = stored_masks(self, x.shape[1:], NOISE_DISTRIBUTIONS[self.noise_type], trainable=self.trainable_masks)
         x = nn.relu(x + self.noise_level * masks.astype(x.dtype)[None])
         x = TorchBatchNorm(name='norm')(x, train)
         return Conv(self.features, kernel_size=1, use_bias=True, name='conv')(x)

@@ -93,7 +93,7 @@ class AnswerStem(nn.Module):
 
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Iterator[Conflict]:
-        if values['stem_layer'] == 'random_filters':
+        if values['stem_layer'] not in ('perturbation', 'conv'):
             yield 'stem_layer', f"{values['name']} takes 'perturbation' or 'conv'"
 
     @nn.compact

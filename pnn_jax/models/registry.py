@@ -15,7 +15,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,13 +26,14 @@ from pnn_jax.models.resnet import BasicBlock, ConvNormStem, ModuleDef, ResNet
 from pnn_jax.models.small import SmallNet
 from pnn_jax.nn.conv import CONV_PADDING, ConvLayer
 from pnn_jax.nn.perturbation import NormalizedPerturbationLayer, PerturbationLayer, PerturbationUnit
-from pnn_jax.nn.random_filters import RandomFilterLayer
-from pnn_jax.options import Conflict, Option, conflicts_of, option, options_of
+from pnn_jax.nn.random_filters import RandomFilterLayer, ShiftLayer
+from pnn_jax.options import Conflict, FieldRecorder, Option, conflicts_of, option, options_of
 
 # The kinds of layer: values of config.model.layer and config.model.stem_layer.
 LAYERS: Mapping[str, type[nn.Module]] = {
     'perturbation': PerturbationLayer,
     'random_filters': RandomFilterLayer,
+    'shift': ShiftLayer,
     'conv': ConvLayer,
 }
 
@@ -217,20 +217,8 @@ def create_model(config, num_classes: int) -> nn.Module:
 # --- facts about a config ---------------------------------------------------------------------------------------------
 
 
-class _Recorder:
-    """A `config.model` that remembers which of its fields were read."""
-
-    def __init__(self, config):
-        self.config = config
-        self.fields_read: set[str] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        self.fields_read.add(name)
-        return getattr(self.config, name)
-
-
 def _fields_read(entry: ModelEntry, config) -> set[str]:
-    recorder = _Recorder(config)
+    recorder = FieldRecorder(config)
     entry.build(recorder, 2)
     return recorder.fields_read
 
@@ -254,8 +242,11 @@ def pytorch_problems(config) -> list[str]:
     problems = []
     for name in sorted(fields_read(config)):
         rules: Option = OPTIONS[name].metadata['option']
-        allowed = (OPTIONS[name].default,) if rules.pytorch is None else rules.pytorch
-        if not isinstance(allowed, str) and getattr(config, name) not in allowed:
+        if isinstance(rules.pytorch, str):
+            allowed = rules.pytorch_choices
+        else:
+            allowed = (OPTIONS[name].default,) if rules.pytorch is None else rules.pytorch
+        if allowed and getattr(config, name) not in allowed:
             choices = ', '.join(map(str, allowed))
             problems.append(
                 f'config.model.{name}={getattr(config, name)!r} has no PyTorch counterpart; allowed: {choices}'

@@ -18,7 +18,7 @@ from pnn_jax.nn.activations import ACTIVATIONS, Activation, check_activation
 from pnn_jax.nn.channels import along_channels
 from pnn_jax.nn.conv import Conv
 from pnn_jax.nn.initializers import conv_kernel_init, fan_in_uniform
-from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS, stored_masks
+from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS, PYTORCH_NOISE, stored_masks
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.options import Conflict, check_options, option
 
@@ -68,7 +68,9 @@ class PerturbationLayer(nn.Module):
     trainable_masks: bool = option(False, pytorch='train_masks')
     redraw_masks: bool = option(False)
     noise_level: float = option(0.5, at_least=0, pytorch='level')
-    noise_type: str = option('uniform', choices=NOISE_DISTRIBUTIONS, pytorch='noise_type')
+    noise_type: str = option(
+        'uniform', choices=NOISE_DISTRIBUTIONS, pytorch='noise_type', pytorch_choices=PYTORCH_NOISE
+    )
     activation: str | Callable[[jax.Array], jax.Array] | None = 'relu'
     use_bias: bool = True
 
@@ -122,9 +124,10 @@ class PerturbationLayer(nn.Module):
 
     def masks(self, shape: tuple[int, ...], train: bool) -> jax.Array:
         """Raw masks of the given shape: stored, or new ones where they are redrawn."""
-        stored = stored_masks(self, shape, self.noise_type, trainable=self.trainable_masks)
+        sampler = NOISE_DISTRIBUTIONS[self.noise_type]
+        stored = stored_masks(self, shape, sampler, trainable=self.trainable_masks)
         if self.redraw_masks and train and not self.is_initializing():
-            return NOISE_DISTRIBUTIONS[self.noise_type](self.make_rng('redraw'), shape)
+            return sampler(self.make_rng('redraw'), shape)
         return stored
 
     def mask_shape(self, x: jax.Array) -> tuple[int, ...]:

@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,7 +41,8 @@ class Run:
         variables: collections params, batch_stats, and noise_masks or frozen where there are any; numpy arrays.
         num_classes: number of logits of the network.
         step: number of updates before the checkpoint.
-        accuracy: exact test accuracy at this checkpoint, a fraction; None where it was not evaluated.
+        accuracy: exact accuracy at this checkpoint, a fraction, on what the run evaluates its epochs on: the test set,
+            or its validation examples if it has any. None where it was not evaluated.
     """
 
     path: Path
@@ -72,7 +75,7 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
 
     Args:
         workdir: folder of the run; of several seeds, the folder of one of them.
-        checkpoint: 'latest', 'best' (the highest test accuracy) or a step.
+        checkpoint: 'latest', 'best' (the highest `accuracy`) or a step.
 
     Raises:
         InputError: there is no run in the folder, or it has no checkpoint yet.
@@ -92,11 +95,11 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
     collections = {name: value for name, value in arrays.items() if name.startswith(COLLECTIONS)}
     num_classes = len(arrays[max(filter(_CLASSIFIER_BIAS.fullmatch, arrays))])
     model = create_model(config.model, num_classes)
-    variables = _nested(collections)
+    variables = nested(collections)
     return Run(path, config, model, variables, num_classes, record['step'], record['accuracy'])
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> Variables:
+def nested(arrays: Mapping[str, Any]) -> Variables:
     """{'params.linear.bias': array} -> {'params': {'linear': {'bias': array}}}."""
     tree: Variables = {}
     for name, array in arrays.items():
@@ -106,3 +109,9 @@ def _nested(arrays: dict[str, np.ndarray]) -> Variables:
             node = node.setdefault(folder, {})
         node[leaf] = array
     return tree
+
+
+def flat(variables: Variables) -> dict[str, np.ndarray]:
+    """The inverse of `nested`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {'.'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}

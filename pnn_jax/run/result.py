@@ -19,13 +19,30 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 class DataSummary(NamedTuple):
-    """What a run records of its data set."""
+    """What a run records of its data set.
+
+    Attributes:
+        name: of the set.
+        digest: of its images and labels.
+        train_examples: number of training examples.
+        test_examples: number of test examples.
+        class_names: name of each label.
+        image_shape: [h, w, c] of every image.
+        validation_examples: number of validation examples; 0 where there are none.
+    """
 
     name: str
     digest: str
     train_examples: int
     test_examples: int
     class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    validation_examples: int = 0
+
+
+def evaluated_split(metrics: dict) -> str:
+    """What a line of metrics.jsonl was evaluated on: 'validation' or 'test'."""
+    return 'validation' if 'validation_accuracy' in metrics else 'test'
 
 
 def evaluation_result(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict:
@@ -45,13 +62,23 @@ def evaluation_result(evaluation: Evaluation, class_names: tuple[str, ...]) -> d
 
 
 def run_result(evaluation: Evaluation, data: DataSummary, config, counts: dict[str, int], history: list[dict]) -> dict:
-    """What result.json holds: the exact counts, and with what, on what and by which code they were computed."""
-    best = max(history, key=lambda line: line['test_accuracy'])
+    """What result.json holds: the exact counts, and with what, on what and by which code they were computed.
+
+    Args:
+        evaluation: of the final network on the test set.
+        counts: from `count_variables`.
+        history: the lines of metrics.jsonl.
+    """
+    split = evaluated_split(history[-1])
+    best = max(history, key=lambda line: line[f'{split}_accuracy'])
+    selection = {f'max_{split}_accuracy': best[f'{split}_accuracy'], f'max_{split}_epoch': best['epoch']}
+    if split == 'test':
+        selection['max_test_note'] = 'the maximum over epochs was picked on the test set'
+    else:
+        selection['final_validation_accuracy'] = history[-1]['validation_accuracy']
     return {
         **evaluation_result(evaluation, data.class_names),
-        'max_test_accuracy': best['test_accuracy'],
-        'max_test_epoch': best['epoch'],
-        'max_test_note': 'the maximum over epochs was picked on the test set',
+        **selection,
         'model': config.model.name,
         'parameters': counts,
         'seed': config.seed,
@@ -61,9 +88,14 @@ def run_result(evaluation: Evaluation, data: DataSummary, config, counts: dict[s
         'device': describe_devices(),
         'seconds': sum(line['seconds'] for line in history),
         'code': provenance(),
-        'versions': {'python': platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        'versions': versions(),
         'command': ' '.join(sys.argv),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that compute."""
+    return {'python': platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def summarise_seeds(results: list[dict]) -> dict:
@@ -81,9 +113,11 @@ def describe_run(
     say: Callable[[str], None], config, data: DataSummary, counts: dict[str, int], *, epochs_done: int
 ) -> None:
     """Says what is trained on what, in one to three lines."""
+    validation = f', {data.validation_examples:,} validation' if data.validation_examples else ''
     say(
         f'{config.model.name}: {counts["trained"]:,} trained values, {counts["masks"]:,} in noise masks; '
-        f'{data.name}: {data.train_examples:,} training and {data.test_examples:,} test images; {describe_devices()}'
+        f'{data.name}: {data.train_examples:,} training{validation} and {data.test_examples:,} test images; '
+        f'{describe_devices()}'
     )
     if config.batch_size % jax.device_count():
         say(
@@ -135,9 +169,11 @@ def describe_run_result(result: dict, workdir: str | os.PathLike) -> str:
 
 def describe_epoch(metrics: dict, num_epochs: int) -> str:
     """One line of an epoch's metrics, as they stand in metrics.jsonl."""
+    split = evaluated_split(metrics)
+    correct, count, accuracy = (metrics[f'{split}_{name}'] for name in ('correct', 'count', 'accuracy'))
     return (
         f'epoch {metrics["epoch"]}/{num_epochs}  lr {metrics["learning_rate"]:.3g}  '
         f'train loss {metrics["train_loss"]:.4f} accuracy {100 * metrics["train_accuracy"]:.2f}%  '
-        f'test {metrics["test_correct"]}/{metrics["test_count"]} = {100 * metrics["test_accuracy"]:.2f}%  '
+        f'{split} {correct}/{count} = {100 * accuracy:.2f}%  '
         f'{metrics["images_per_second"]:,.0f} images/s'
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.run.checkpoints import Checkpointer, tree_digest
+from pnn_jax.run.result import evaluated_split
 from pnn_jax.run.workdir import Workdir, other_data
 from pnn_jax.train_step import TrainState, Variables
 from pnn_jax.trainer import Trainer
@@ -26,6 +27,11 @@ def check_resumable(workdir: Workdir, checkpointer: Checkpointer, trainer: Train
     """
     workdir.check_data(trainer.data.digest)
     check_class_names(workdir, trainer.data.class_names)
+    if workdir.history and evaluated_split(workdir.history[-1]) != trainer.epoch_split:
+        raise InputError(
+            f'--workdir={workdir.path}: an older version evaluated its epochs on other examples than '
+            f'{trainer.epoch_split} examples; name another folder'
+        )
     meta = checkpointer.latest_meta()
     if meta is None:
         # One epoch without a checkpoint is a run that was killed between the two; its first epoch is repeated.

@@ -2,7 +2,9 @@
 
     config.json     every field of the run; compared when the run is resumed
     metrics.jsonl   one line per epoch
-    outcomes.npz    correct [epochs, test examples] bool, labels [test examples], test_digest
+    outcomes.npz    correct [epochs, examples] bool, labels [examples], test_digest (of the data set); the examples are
+                    those of the test set, or the validation examples where the run has any
+    test_outcomes.npz   only with validation examples: correct [test examples] bool and labels, of the final network
     result.json     written when the run is done
     checkpoints/    see checkpoints.py
     lock            held while a process works here; the system frees it when the process ends, however it ends
@@ -47,6 +49,8 @@ OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size', 'data.res
 ADDED_FIELDS = {
     **{f'data.{name}': value for name, value in dataset.ADDED_FIELDS.items()},
     **{f'model.{name}': field.default for name, field in OPTIONS.items()},
+    'schedule.name': 'milestones',
+    'schedule.warmup_epochs': 0.0,
 }
 
 # What flock answers on file systems without locks, such as some network mounts.
@@ -60,7 +64,8 @@ class Workdir:
       path: absolute path.
       checkpoints_dir: for `Checkpointer`.
       history: the metrics of every finished epoch, in order.
-      outcomes: bool [epochs, test examples] in dataset order, row i for `history[i]`.
+      outcomes: bool [epochs, examples] in dataset order, row i for `history[i]`. The examples are those that the epochs
+        are evaluated on: the test set, or the validation examples where there are any.
       data_digest: of the data set behind `history`, '' where there is no epoch.
     """
 
@@ -174,10 +179,10 @@ class Workdir:
             raise other_data(self.path, self.data_digest, digest)
 
     def use_test_set(self, labels: np.ndarray, data_digest: str) -> None:
-        """Says which test set the outcomes belong to; call it once, before the first `append_epoch`.
+        """Says which examples the outcomes belong to; call it once, before the first `append_epoch`.
 
         Args:
-          labels: int [test examples], dataset order.
+          labels: int [examples], dataset order.
           data_digest: digest of the data set.
 
         Raises:
@@ -193,7 +198,7 @@ class Workdir:
 
         Args:
           metrics: what JSON can hold; its `epoch` counts from 1.
-          outcomes: bool [test examples]: which were classified correctly, in dataset order.
+          outcomes: bool [examples]: which were classified correctly, in dataset order.
 
         Raises:
           RunError: the disk is full.
@@ -242,6 +247,18 @@ class Workdir:
             (self.path / 'result.json').unlink(missing_ok=True)
             _replace(path, lines)
 
+    def write_test_outcomes(self, correct: np.ndarray, labels: np.ndarray) -> None:
+        """Writes test_outcomes.npz: which of the test examples the final network classifies correctly.
+
+        Args:
+          correct: bool [test examples], dataset order.
+          labels: int [test examples].
+        """
+        if self._primary:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, correct=correct, labels=labels, test_digest=self.data_digest)
+            _replace(self.path / 'test_outcomes.npz', buffer.getvalue())
+
     def write_result(self, result: dict) -> dict:
         """Writes result.json, from what JSON can hold; returns what will be read from it."""
         text = json.dumps(result, indent=2) + '\n'
@@ -258,7 +275,7 @@ class Workdir:
     def _read(self) -> None:
         """Fills the attributes from the files."""
         path = self.path / 'result.json'
-        self._result = _read_json(path) if path.exists() else None
+        self._result = read_json(path) if path.exists() else None
         path = self.path / 'metrics.jsonl'
         if not path.exists():
             return
@@ -330,6 +347,9 @@ class Workdir:
         epochs = len(_finished_lines(self.path / 'metrics.jsonl'))
         if self._config.num_epochs < epochs:
             differing.append(f'num_epochs: {epochs} are done -> {self._config.num_epochs}')
+        elif flat_fields(old).get('schedule.name') == 'cosine' and self._config.num_epochs != old.num_epochs:
+            # Such a schedule ends with the run, so another length would change the learning rate of every step.
+            differing.append(f'num_epochs: {old.num_epochs} -> {self._config.num_epochs} (the schedule depends on it)')
         if differing:
             raise InputError(
                 f'--workdir={self.path}: holds another run; name another folder, or resume that run with its own '
@@ -368,7 +388,7 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
     Raises:
       RunError: config.json is damaged.
     """
-    config = ml_collections.ConfigDict(_read_json(Path(path) / 'config.json'))
+    config = ml_collections.ConfigDict(read_json(Path(path) / 'config.json'))
     for name, value in ADDED_FIELDS.items():
         section, field = name.split('.')
         if section in config and field not in config[section]:
@@ -436,7 +456,8 @@ def _as_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n'
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The object in a JSON file of a run. Raises RunError where it cannot be read or is damaged."""
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):

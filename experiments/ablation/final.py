@@ -1,0 +1,103 @@
+"""What else is measured of a finished network: its accuracy with other statistics in its batch norms.
+
+In evaluation, a batch norm uses running averages from training. Where these do not fit, a network that has learned can
+fail in evaluation; such a run counts as collapsed. Two measurements on the test set tell the two apart:
+
+- training mode: batch norms use the statistics of each batch of test images, as in training;
+- recalibrated: the running averages are replaced by means over batches of training images, for the final weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pnn_jax.data import Dataset, Split
+from pnn_jax.data.augment import preprocess
+from pnn_jax.evaluate import evaluate_exactly
+from pnn_jax.metrics import Metrics, judge
+from pnn_jax.nn.norm import TorchBatchNorm
+from pnn_jax.run.load import Run, load_run
+from pnn_jax.train_step import RANDOM_STREAMS, Variables
+
+RECALIBRATION_BATCHES = 50
+
+
+def measure_final(workdir: Path, dataset: Dataset) -> dict[str, float]:
+    """Measures the final network of the finished run in `workdir`, as fractions and nats.
+
+    Returns:
+        `train_mode_accuracy`, `train_mode_loss`, `recalibrated_accuracy`, `recalibrated_loss`, all on the test set.
+    """
+    run = load_run(workdir)
+    size = run.config.batch_size
+    accuracy, loss = in_train_mode(run, dataset.test, size)
+    variables = recalibrated(run, dataset.train.images, size)
+    evaluation = evaluate_exactly(
+        run.predict, variables, dataset.test.images, dataset.test.labels, batch_size=run.config.eval_batch_size
+    )
+    return {
+        'train_mode_accuracy': accuracy,
+        'train_mode_loss': loss,
+        'recalibrated_accuracy': evaluation.accuracy,
+        'recalibrated_loss': evaluation.loss,
+    }
+
+
+def in_train_mode(run: Run, split: Split, batch_size: int) -> tuple[float, float]:
+    """Accuracy (a fraction) and mean loss (nats) of a network as in training, on images that are not augmented.
+
+    What is left over after the last full batch is not counted, because a small batch has other statistics.
+    """
+
+    @jax.jit
+    def count(variables, images, labels):
+        logits, _ = _apply_in_training(run, variables, images)
+        return judge(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).total()
+
+    metrics = Metrics.empty()
+    for index in _batches(len(split.labels), batch_size):
+        metrics = metrics.merge(count(run.variables, split.images[index], split.labels[index]))
+    total = jax.device_get(metrics).compute()
+    return total['accuracy'], total['loss']
+
+
+def recalibrated(run: Run, images: np.ndarray, batch_size: int) -> Variables:
+    """The variables of a run with the statistics of batches of training images in their batch norms.
+
+    Each is the mean over up to RECALIBRATION_BATCHES batches, as `torch.optim.swa_utils.update_bn` computes it.
+
+    Args:
+        images: uint8 [n, h, w, c]; they are not augmented.
+    """
+    if 'batch_stats' not in run.variables:
+        return run.variables
+    # From running averages of 0, one update leads to `momentum` times the statistics of the batch.
+    zeros = run.variables | {'batch_stats': jax.tree.map(np.zeros_like, run.variables['batch_stats'])}
+    statistics = jax.jit(lambda variables, images: _apply_in_training(run, variables, images)[1]['batch_stats'])
+    parts = [
+        jax.device_get(statistics(zeros, images[index]))
+        for index in list(_batches(len(images), batch_size))[:RECALIBRATION_BATCHES]
+    ]
+    mean = lambda *values: (np.mean(values, axis=0, dtype=np.float64) / TorchBatchNorm.momentum).astype(np.float32)
+    return run.variables | {'batch_stats': jax.tree.map(mean, *parts)}
+
+
+def _apply_in_training(run: Run, variables: Variables, images: jax.Array) -> Any:
+    """(logits, changed collections) of uint8 images in training mode."""
+    data, dtype = run.config.data, jnp.dtype(run.config.model.dtype)
+    inputs = preprocess(images, data.mean, data.std, augment='none', dtype=dtype)
+    keys = dict(zip(RANDOM_STREAMS, jax.random.split(jax.random.key(0), len(RANDOM_STREAMS)), strict=True))
+    return run.model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=keys)
+
+
+def _batches(count: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Indices of full batches in a fixed random order: sets that are stored class by class would give odd batches."""
+    order, size = np.random.default_rng(0).permutation(count), min(batch_size, count)
+    for start in range(0, count - size + 1, size):
+        yield np.sort(order[start : start + size])

@@ -1,0 +1,67 @@
+"""Accuracy in training mode and with recalibrated batch norms, against known answers."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from experiments.ablation import final
+from pnn_jax.data import Split
+from pnn_jax.evaluate import evaluate_exactly
+from pnn_jax.nn.norm import TorchBatchNorm
+from pnn_jax.run.load import Run
+
+BATCH = 8
+
+
+class Bright(nn.Module):
+    """Says 1 for images that are brighter than the batch norm expects."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        brightness = TorchBatchNorm(name='norm')(x, train).mean((1, 2, 3))
+        return jnp.stack([-brightness, brightness], axis=-1)
+
+
+@pytest.fixture(scope='module')
+def images() -> Split:
+    """29 images, dark and bright ones, sorted by class as some sets are."""
+    rng = np.random.default_rng(0)
+    labels = np.sort(np.arange(29) % 2).astype(np.int32)
+    levels = np.where(labels, 180, 60)[:, None, None, None]
+    return Split((levels + rng.integers(-20, 20, (29, 3, 3, 1))).astype(np.uint8), labels)
+
+
+@pytest.fixture(scope='module')
+def run() -> Run:
+    """A network whose running mean is far from the images, so that every image looks dark in evaluation."""
+    config = default.get_config()
+    config.batch_size = BATCH
+    config.data.mean, config.data.std = (0.5,), (0.25,)
+    variables = {
+        'params': {'norm': {'scale': np.ones(1, np.float32), 'bias': np.zeros(1, np.float32)}},
+        'batch_stats': {'norm': {'mean': np.full(1, 50, np.float32), 'var': np.ones(1, np.float32)}},
+    }
+    return Run(Path(), config, Bright(), variables, 2, 0, None)
+
+
+def test_a_collapsed_network_is_told_from_one_that_has_learned_nothing(run, images):
+    count = lambda variables: evaluate_exactly(run.predict, variables, images.images, images.labels, batch_size=29)
+    assert count(run.variables).num_correct == (images.labels == 0).sum()
+    accuracy, loss = final.in_train_mode(run, images, BATCH)
+    assert accuracy == 1 and 0 < loss < 0.7
+    variables = final.recalibrated(run, images.images, BATCH)
+    assert count(variables).accuracy == 1
+    assert run.variables['batch_stats']['norm']['mean'] == 50  # it was not changed
+
+
+def test_recalibrated_statistics_are_the_means_over_full_batches(run, images):
+    inputs = (images.images / 255 - 0.5) / 0.25
+    order = np.random.default_rng(0).permutation(29)
+    batches = [inputs[order[start : start + BATCH]].ravel() for start in (0, 8, 16)]  # 5 images are left over
+    statistics = final.recalibrated(run, images.images, BATCH)['batch_stats']['norm']
+    np.testing.assert_allclose(statistics['mean'], np.mean([batch.mean() for batch in batches]), rtol=1e-5)
+    np.testing.assert_allclose(statistics['var'], np.mean([batch.var(ddof=1) for batch in batches]), rtol=1e-5)
