@@ -2,7 +2,7 @@
 
 A page asks for them by comments:
 
-    <!-- include: FILE "Heading" -->      the text under a heading of a Markdown file, up to the next heading
+    <!-- include: FILE NAME -->           what is between the lines `NAME: begin` and `NAME: end` of a Markdown file
     <!-- messages: FILE FILE ... -->      every InputError and RunError of these modules
 
 The examples of docstrings become code blocks.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 RESULTS = 'experiments/results'
 
-INCLUDE = re.compile(r'<!-- include: (\S+) "([^"]+)" -->')
+INCLUDE = re.compile(r'<!-- include: (\S+) (\w+) -->')
 MESSAGES = re.compile(r'<!-- messages: ([^>]+) -->')
 EXIT_CODES = {'InputError': 2, 'UnknownHomeError': 2, 'RunError': 1}
 
@@ -64,14 +64,14 @@ def message_list(files: Sequence[str]) -> str:
     return '\n'.join(lines)
 
 
-def section(path: Path, heading: str) -> str:
-    """The text under a heading of a Markdown file.
+def section(path: Path, name: str) -> str:
+    """What is between '<!-- NAME: begin -->' and '<!-- NAME: end -->' in a file.
 
     Raises:
-        KeyError: there is no such heading.
+        ValueError: the file does not have these two lines.
     """
-    parts = re.split(r'^#+ (.+)$', path.read_text(), flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))[heading].strip()
+    _, rest = path.read_text().split(f'<!-- {name}: begin -->')
+    return rest.split(f'<!-- {name}: end -->')[0].strip()
 
 
 def with_examples_as_code(text: str) -> str:
@@ -111,4 +111,4 @@ def on_page_markdown(markdown, page, config, files):
     """Fills in what a page asks for, and points its links to the results at their place on the site."""
     markdown = INCLUDE.sub(lambda match: section(ROOT / match[1], match[2]), markdown)
     markdown = MESSAGES.sub(lambda match: message_list(match[1].split()), markdown)
-    return markdown.replace(f'](../{RESULTS}/', '](results/')
+    return re.sub(rf'\]\((\.\./)?{RESULTS}/', '](results/', markdown)

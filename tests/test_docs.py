@@ -17,12 +17,15 @@ import matplotlib
 import pytest
 from absl import flags
 
+from experiments.ablation.registration import read_grid
 from pnn_jax import main as command_line
 from pnn_jax.convert import read_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))]
-FENCE = re.compile(r'^```(\w+)(?: title="(.+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+COMMANDS = PROJECT['scripts']  # 'pnn-train' -> 'pnn_jax.main:command'
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -80,7 +83,7 @@ def check_shell(text: str, monkeypatch) -> None:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The simple commands of a shell block, as lists of words without quotes."""
-    lexer = shlex.shlex(text.replace('\\\n', ' ').replace('\n', ' ;\n'), posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(text.replace('\\\n', ' ').replace('\n', '\n; '), posix=True, punctuation_chars=True)
     lexer.wordchars += ':,[]$()@'
     words: list[str] = []
     for word in [*lexer, ';']:
@@ -100,10 +103,11 @@ def check_command(command: Sequence[str], monkeypatch) -> None:
     program, *arguments = command
     if Path(program).name.startswith('python') and arguments[:1] == ['-m']:
         check_module(arguments[1], arguments[2:], monkeypatch)
+    elif program in COMMANDS:
+        check_module(COMMANDS[program].partition(':')[0], arguments, monkeypatch)
     elif program == 'pip':
         extras = re.search(r'\.\[(.*)\]', ' '.join(arguments))
-        known = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
-        assert not extras or set(extras[1].split(',')) <= set(known), command
+        assert not extras or set(extras[1].split(',')) <= set(PROJECT['optional-dependencies']), command
     elif program == 'make':
         assert re.search(rf'^{arguments[0]}:', (ROOT / 'Makefile').read_text(), re.MULTILINE), command
     elif program == 'srun':
@@ -136,7 +140,9 @@ def check_module(module: str, arguments: Sequence[str], monkeypatch) -> None:
         return
     found = importlib.util.find_spec(f'{module}.__main__') if _is_package(module) else None
     program = importlib.import_module(f'{module}.__main__' if found else module)
-    rest = parse_only(program, arguments, monkeypatch)
+    options, rest = parse_only(program, arguments, monkeypatch)
+    if hasattr(options, 'grid'):
+        read_grid(options.grid)
     if rest:
         assert module in ('pnn_jax.convert', 'experiments.verify'), rest
         read_config(rest)
@@ -160,19 +166,18 @@ def check_flags(arguments: Sequence[str]) -> None:
             assert flag.boolean, word
 
 
-def parse_only(program, arguments: Sequence[str], monkeypatch) -> list[str]:
-    """Calls `program.main(arguments)` up to the end of its argument parser; returns what that left over."""
+def parse_only(program, arguments: Sequence[str], monkeypatch) -> tuple[argparse.Namespace, list[str]]:
+    """Calls `program.main(arguments)` up to the end of its argument parser; returns the options and the rest."""
     original = argparse.ArgumentParser.parse_known_args
 
     def parse_known_args(self, *args, **kwargs):
-        _, rest = original(self, *args, **kwargs)
-        raise Parsed(rest)
+        raise Parsed(*original(self, *args, **kwargs))
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, 'parse_known_args', parse_known_args)
         with pytest.raises(Parsed) as parsed:
             program.main(list(arguments))
-    return parsed.value.args[0]
+    return parsed.value.args
 
 
 @pytest.mark.parametrize(
@@ -226,12 +231,12 @@ def test_messages_are_read_from_the_code(hooks, tmp_path):
     assert hooks.messages_of(tmp_path / 'module.py') == [('ab', 2), ('{path} is {...} bytes: {why}, too long', 1)]
 
 
-def test_a_section_is_included_up_to_the_next_heading(hooks, tmp_path):
+def test_a_section_is_included_from_its_first_to_its_last_line(hooks, tmp_path):
     page = tmp_path / 'page.md'
-    page.write_text('# One\n\ntext\n\n## Two\n\nmore\nlines\n\n## Three\n')
-    assert hooks.section(page, 'Two') == 'more\nlines'
-    with pytest.raises(KeyError):
-        hooks.section(page, 'Four')
+    page.write_text('text\n<!-- one: begin -->\n\nmore\nlines\n\n<!-- one: end -->\n')
+    assert hooks.section(page, 'one') == 'more\nlines'
+    with pytest.raises(ValueError, match='unpack'):
+        hooks.section(page, 'two')
 
 
 def test_examples_of_docstrings_become_code(hooks):

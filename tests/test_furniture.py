@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pnn_jax
+
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / '.github' / 'workflows').glob('*.yml'))
 FORMS = sorted(path for path in (ROOT / '.github' / 'ISSUE_TEMPLATE').glob('*.yml') if path.stem != 'config')
@@ -37,7 +39,7 @@ def test_the_oldest_and_the_newest_jax_and_python_are_tested():
 
 
 def test_one_version_everywhere():
-    version = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']
+    version = pnn_jax.__version__
     assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == version
     assert f'\n## {version}\n' in (ROOT / 'CHANGELOG.md').read_text()
 

@@ -169,7 +169,8 @@ class Trial:
             call('scontrol', 'requeue', task.name)
             self.note(task.part, 'requeued by hand')
         if task.state == 'PENDING' and time.monotonic() - self.changed[task.part] > RESTART_SECONDS:
-            call('scontrol', 'update', f'jobid={task.name}', 'starttime=now')
+            with contextlib.suppress(RunError):  # it has just been started
+                call('scontrol', 'update', f'jobid={task.name}', 'starttime=now')
 
     def disturb(self) -> None:
         """When the time has come: picks a running task and a way to disturb it."""
