@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # Two processes, whatever the machine: most of a test is a compilation, which uses one core.
 PYTEST := $(RUN) -m pytest -n 2 --dist=loadfile
 
-.PHONY: quickstart check test test-slow test-all test-compile lint
+.PHONY: quickstart check test test-slow test-all test-compile docs lint
 
 quickstart: $(VENV)/installed
 	$(RUN) -m pnn_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -29,6 +29,10 @@ test-all: test test-slow
 # Compiles for TPU and GPU, without either: needs the extras tpu-compile and gpu-compile.
 test-compile: $(VENV)/installed-dev
 	$(RUN) -m pytest -m compile
+
+# The site, from docs/, into build/site.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .

@@ -2,6 +2,7 @@
 
 ablation        trains a grid of networks, several runs each, and keeps a record of every run
 report          turns the records of a grid into tables, plots and one HTML page
+probes          changes one thing in trained networks and counts again: what is a mask?
 counting        recounts the predictions of a run in each of the historical ways
 single_input    how many images can one perturbation layer imitate a convolution on?
 receptive_field how far does a pixel reach?

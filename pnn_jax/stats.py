@@ -25,6 +25,7 @@ Values = Sequence[float] | np.ndarray
 Verdict = Literal['better', 'worse', 'equivalent', 'inconclusive']
 MIN_RUNS = 5  # of each arm, for a verdict
 ACCURACY = (0.0, 100.0)  # what an accuracy in percent can be
+DRAWS_AT_ONCE = 500  # of the bootstrap, whose counts for all draws would fill the memory
 SMALLEST_P_VALUE = 1e-300  # below it, p-values underflow and are not compared
 
 
@@ -127,6 +128,11 @@ class Difference(NamedTuple):
         _check_margin(margin)
         return self._p_above(-margin)
 
+    def inferiority_p_value(self, margin: float) -> float:
+        """One-sided, of 'the first arm is worse by less than `margin`, or better'."""
+        _check_margin(margin)
+        return self._p_below(-margin)
+
     def _p_above(self, value: float) -> float:
         """One-sided p-value of 'the difference is at most `value`'."""
         if self.error == 0:  # runs without any spread; t would be 0 / 0 or infinite
@@ -170,8 +176,30 @@ def difference(
             return Difference(estimate, 0.0, float(one.size + other.size - 2))
         degrees = parts.sum() ** 2 / np.sum(parts**2 / np.array([one.size - 1, other.size - 1]))
         return Difference(estimate, math.sqrt(parts.sum()), float(degrees))
-    spread = spread or pooled_spread([one, other])
-    return Difference(estimate, spread.deviation * math.sqrt(1 / one.size + 1 / other.size), spread.degrees)
+    return contrast([one, other], [1, -1], spread=spread)
+
+
+def contrast(arms: Sequence[Values], weights: Sequence[float], *, spread: Spread | None = None) -> Difference:
+    """A weighted sum of the means of independent arms: with weights (1, -1, -1, 1), a difference of two differences.
+
+    Args:
+        arms: one value a run, for each arm.
+        weights: of the arms.
+        spread: from `pooled_spread` over more arms than these. Default: these pooled.
+
+    Raises:
+        InputError: an arm is empty, the arms are not as many as the weights, or no arm has two values and there is no
+            spread.
+    """
+    sizes = np.array([len(arm) for arm in arms])
+    if len(arms) != len(weights) or not sizes.all():
+        raise InputError(
+            f'arms of {sizes.tolist()} values for {len(weights)} weights: each weight needs an arm with one'
+        )
+    spread = spread or pooled_spread(arms)
+    estimate = sum(weight * float(np.mean(arm)) for weight, arm in zip(weights, arms, strict=True))
+    error = spread.deviation * math.sqrt(float(np.sum(np.square(weights) / sizes)))
+    return Difference(estimate, error, spread.degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -209,6 +237,70 @@ def verdict(
     if p_value < level:
         return 'better' if estimate > 0 else 'worse'
     return 'equivalent' if equivalence_p_value < level else 'inconclusive'
+
+
+def crossed_bootstrap(
+    arms: Sequence[np.ndarray],
+    weights: Sequence[float] = (1, -1),
+    *,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a difference of accuracies, if both the runs and the test images had been others.
+
+    The t interval of `Difference` is about further runs on the same images. Here every draw takes runs of each arm and
+    images with replacement, independently of each other, and the same images for all arms (the pigeonhole bootstrap,
+    Owen 2007). With few runs it is narrower than it should be, because resampling n runs shows only (n - 1) / n of
+    their variance. So it stands beside the t interval and does not replace it.
+
+    Args:
+        arms: outcomes of each arm, bool [runs, images], of the same images in the same order.
+        weights: of the arms; the default is the first arm minus the second.
+        confidence: between 0 and 1.
+        draws: at least 1.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper bound of the weighted sum of the arms' accuracies, in points.
+
+    Raises:
+        InputError: the outcomes are not bool, not of the same images, or empty; the arms are not as many as the
+            weights; or there are no draws.
+    """
+    arms = [np.asarray(arm) for arm in arms]
+    shapes = ', '.join(f'{arm.dtype}{list(arm.shape)}' for arm in arms)
+    if not all(arm.dtype == np.bool_ and arm.ndim == 2 and arm.size for arm in arms):
+        raise InputError(f'outcomes: {shapes}; bool arrays [runs, images] are needed')
+    if len({arm.shape[1] for arm in arms}) != 1 or len(arms) != len(weights):
+        raise InputError(
+            f'outcomes: {shapes}; the same images, and one arm for each of {len(weights)} weights, are needed'
+        )
+    _check_confidence(confidence)
+    if draws < 1:
+        raise InputError(f'draws: {draws}; at least 1 is needed')
+    rng = np.random.default_rng(seed)
+    accuracies = _resampled_accuracies(np.concatenate(arms), draws, rng)
+    total = np.zeros(draws)
+    for weight, of_arm in zip(
+        weights, np.split(accuracies, np.cumsum([len(arm) for arm in arms])[:-1], axis=1), strict=True
+    ):
+        runs = rng.integers(of_arm.shape[1], size=of_arm.shape)
+        total += weight * np.take_along_axis(of_arm, runs, axis=1).mean(axis=1)
+    low, high = np.quantile(total, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _resampled_accuracies(outcomes: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Accuracies in percent, [draws, runs], of outcomes [runs, images] on images drawn with replacement."""
+    runs, images = outcomes.shape
+    transposed = outcomes.T.astype(np.float32)  # which holds counts, and sums of them, exactly
+    accuracies = np.empty((draws, runs))
+    for start in range(0, draws, DRAWS_AT_ONCE):
+        chunk = min(DRAWS_AT_ONCE, draws - start)
+        counts = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(chunk)]
+        accuracies[start : start + chunk] = np.array(counts, np.float32) @ transposed
+    return 100 / images * accuracies
 
 
 def disagreement(first: np.ndarray, second: np.ndarray) -> float:

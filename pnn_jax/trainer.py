@@ -80,6 +80,7 @@ class Trainer:
                 feed.num_train,
                 feed.num_examples['test'],
                 data.class_names,
+                tuple(feed.image_shape),
                 feed.num_examples.get('validation', 0),
             ),
             schedule=schedule,

@@ -48,7 +48,12 @@ def launch(images, workdir, *flags, devices=1):
         *(sys.executable, '-m', 'pnn_jax.main', '--config=configs/quickstart.py', f'--workdir={workdir}'),
         *('--config.data.source=npz', f'--config.data.path={images}', '--config.data.image_size=0'),
         *('--config.batch_size=8', '--config.eval_batch_size=100', '--config.num_epochs=4'),
-        *('--config.model.num_filters=4', '--config.model.num_masks=2', '--config.log.tensorboard=False'),
+        *(
+            '--config.model.num_filters=4',
+            '--config.model.num_masks=2',
+            '--config.log.tensorboard=False',
+            '--config.log.plots=False',
+        ),
         *('--config.optimizer.name=sgd', '--config.optimizer.learning_rate=0.001', '--config.log.every_steps=5'),
         *flags,
     ]

@@ -63,7 +63,7 @@ class Command(NamedTuple):
         config.seed, config.num_epochs, config.batch_size, config.eval_batch_size = self.seed, self.epochs, 8, 8
         config.model.num_filters, config.model.num_masks = 2, self.num_masks
         config.schedule.milestones = (1,)
-        config.log.tensorboard = False
+        config.log.tensorboard = config.log.plots = False
         config.update_from_flattened_dict(dict(self.free))
         return config
 

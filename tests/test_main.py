@@ -30,7 +30,7 @@ def run_new_interpreter(*arguments, python_path):
 @pytest.mark.parametrize(
     'arguments, expected',
     [
-        ([], '--config=configs/<name>.py is required'),
+        ([], '--config is required: a file, or the name of a config of the package (authors_all_layers, '),
         (['--config=configs/noise_mask.py'], 'did you mean configs/noise_masks.py?'),
         ([CONFIG, '--config.model.num_mask=2'], 'Did you mean "num_masks"'),
         ([CONFIG, '--config.model.num_masks=two'], 'num_masks'),

@@ -31,7 +31,7 @@ def tiny_config(**changes):
     config.model.num_masks = 2
     config.schedule.milestones = (1,)
     config.log.every_steps = 2
-    config.log.tensorboard = False
+    config.log.tensorboard = config.log.plots = False
     config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in changes.items()})
     return config
 

@@ -17,6 +17,7 @@ TINY = (
     '--config.data.source=npz',
     '--config.data.image_size=0',
     '--config.log.tensorboard=False',
+    '--config.log.plots=False',
 )
 
 

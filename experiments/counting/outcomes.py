@@ -1,4 +1,4 @@
-"""The per-example outcomes that a run leaves in its workdir."""
+"""Which test images a run classified correctly after each epoch, from its workdir or from its record."""
 
 from __future__ import annotations
 
@@ -9,46 +9,63 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.ablation.records import Record, read_record
 from pnn_jax.errors import InputError, one_line, os_reason
+from pnn_jax.run.result import evaluated_split
 
 
 class Outcomes(NamedTuple):
-    """Which test examples a run classified correctly after each epoch.
+    """The outcomes of a run.
 
     Attributes:
-        correct: bool [epochs, examples], in dataset order.
-        labels: int32 [examples].
-        test_digest: digest of the data set.
+        name: of the run.
+        correct: bool [epochs, examples], in the order in which the data set is stored.
+        labels: int32 [examples]; None where they are not known.
     """
 
+    name: str
     correct: np.ndarray
-    labels: np.ndarray
-    test_digest: str
+    labels: np.ndarray | None
 
 
-def read_outcomes(workdir: Path) -> Outcomes:
-    """Reads `workdir`/outcomes.npz.
+def read_outcomes(path: Path) -> Outcomes:
+    """The outcomes of the run in a workdir, or of a record (a .json file).
 
     Raises:
         InputError: the file is missing or damaged, or does not belong to the metrics.jsonl beside it.
     """
-    path = workdir / 'outcomes.npz'
+    if path.suffix == '.json':
+        record = read_record(path)
+        return Outcomes(record.name, record.correct, labels_of(record))
+    file = path / 'outcomes.npz'
+    correct, labels = _read_arrays(file)
+    _check_counts(correct, file, path / 'metrics.jsonl')
+    return Outcomes(path.name, correct, labels)
+
+
+def labels_of(record: Record) -> np.ndarray | None:
+    """The labels of the test images of a record, where the data set stores its images class by class; else None."""
+    if record.config['data.source'] != 'folder':
+        return None
+    counts = [of_class['count'] for of_class in record.summary['per_class'].values()]
+    return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         # Opened here, because numpy leaves a damaged file open.
         with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-            outcomes = Outcomes(arrays['correct'], arrays['labels'], str(arrays['test_digest']))
+            correct, labels = arrays['correct'], arrays['labels']
     except FileNotFoundError:
         raise InputError(
-            f'{path}: not found; name the workdir of a run that has evaluated at least one epoch'
+            f'{path}: not found; name the workdir of a run that has evaluated at least one epoch, or a record (.json)'
         ) from None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f'{path}: damaged or not an outcomes file ({one_line(error)})') from None
-    correct, labels = outcomes.correct, outcomes.labels
     if correct.dtype != np.bool_ or correct.ndim != 2 or correct.size == 0 or correct.shape[1:] != labels.shape:
         shapes = f'correct {correct.dtype}{list(correct.shape)}, labels {list(labels.shape)}'
         raise InputError(f'{path}: {shapes}; bool [epochs, examples] and [examples] are needed')
-    _check_counts(correct, path, workdir / 'metrics.jsonl')
-    return outcomes
+    return correct, labels
 
 
 def _check_counts(correct: np.ndarray, path: Path, metrics: Path) -> None:
@@ -57,7 +74,7 @@ def _check_counts(correct: np.ndarray, path: Path, metrics: Path) -> None:
         return
     try:
         lines = metrics.read_text().splitlines()[: len(correct)]
-        logged = [(line['test_correct'], line['test_count']) for line in map(json.loads, lines)]
+        logged = [_logged(line) for line in map(json.loads, lines)]
     except OSError as error:
         raise InputError(f'{metrics}: cannot be read ({os_reason(error)})') from None
     except (ValueError, KeyError, TypeError):
@@ -66,14 +83,7 @@ def _check_counts(correct: np.ndarray, path: Path, metrics: Path) -> None:
         raise InputError(f'{path}: its counts of correct examples are not those of {metrics.name}')
 
 
-def shuffled(correct: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The outcomes [epochs, examples] with the examples in a fixed random order.
-
-    The smoothed accuracy depends almost only on the last few batches. Where a data set is stored class by class, these
-    would all be of one class; CIFAR-10 itself is stored in random order.
-    """
-    return correct[:, np.random.default_rng(seed).permutation(correct.shape[1])]
-
-
-def is_sorted_by_class(labels: np.ndarray) -> bool:
-    return bool((np.diff(labels) >= 0).all() and labels[0] != labels[-1])
+def _logged(line: dict) -> tuple[int, int]:
+    """(correct, count) of an epoch, of the test images or of the validation images that it was evaluated on."""
+    split = evaluated_split(line)
+    return line[f'{split}_correct'], line[f'{split}_count']

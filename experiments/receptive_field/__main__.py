@@ -1,15 +1,14 @@
 """Effective receptive fields: on which pixels do the last features of a network depend, and how strongly?
 
-A perturbation layer sees one pixel, so only the first layer and pooling let a unit see further. In a ResNet every 3x3
-convolution widens what a unit sees.
+A perturbation layer sees one pixel. So only the first layer and the poolings let a unit see further, to a patch of
+10x10 pixels. In a network of 3x3 convolutions every layer widens what a unit sees.
 
-python -m experiments.receptive_field [--data=FILE.npz] [--output=DIR]              networks as they are initialised
+python -m experiments.receptive_field [--grid=fashion_mnist] [--data=...]           arms of a grid, as initialised
 python -m experiments.receptive_field --workdir=RUN [--workdir=RUN ...] --data=...  trained networks
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from experiments.ablation.registration import Grid, read_grid
+from experiments.ablation.run_config import build_config
 from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
 from experiments.images import add_image_options, load_images
 from experiments.plots import save_plot
@@ -29,8 +30,6 @@ from pnn_jax.errors import InputError
 from pnn_jax.models.registry import create_model
 from pnn_jax.models.variables import init_variables
 from pnn_jax.run.load import load_run
-
-CONFIGS = ('baseline', 'no_noise', 'shared_masks', 'noise_everywhere', 'original', 'original_stem3')
 
 
 def trained_networks(workdirs: Sequence[Path]) -> dict[str, tuple]:
@@ -45,16 +44,19 @@ def trained_networks(workdirs: Sequence[Path]) -> dict[str, tuple]:
     return networks
 
 
-def fresh_networks(data, shape: Sequence[int], num_classes: int, num_filters: int, num_masks: int) -> dict[str, tuple]:
-    """Name -> (model, variables, config.data) of networks as they are initialised."""
+def fresh_networks(grid: Grid, data, shape: Sequence[int], num_classes: int) -> dict[str, tuple]:
+    """Name -> (model, variables, config.data) of the arms of a grid as they are initialised, with their widths.
+
+    Of arms that differ only in how they are trained, or that are exploratory, one is enough: `late` arms are left out.
+    """
     networks = {}
-    for name in CONFIGS:
-        config = importlib.import_module(f'configs.{name}').get_config().model
-        config.num_filters = num_filters
-        config.num_masks = min(config.num_masks, num_masks)
+    for arm in grid.arms:
+        if arm.late or arm.exploratory:
+            continue
+        config = build_config(grid, arm, shape, num_classes).model
         model = create_model(config, num_classes)
-        variables = init_variables(model, tuple(shape), key=jax.random.key(0), mask_key=jax.random.key(0))
-        networks[name] = model, variables, data
+        variables = init_variables(model, tuple(shape), key=jax.random.key(0), mask_key=jax.random.key(1))
+        networks[f'{arm.name}, {config.num_filters} filters'] = model, variables, data
     return networks
 
 
@@ -62,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser('experiments.receptive_field', __doc__)
     add_image_options(parser, image_size=32)
     parser.add_argument('--images', type=whole_number(), default=100, help='test images to average over')
-    parser.add_argument('--num_filters', type=whole_number(), default=16, help='width of networks that are not trained')
-    parser.add_argument('--num_masks', type=whole_number(), default=8, help='masks of networks that are not trained')
+    parser.add_argument('--grid', default='fashion_mnist', help='whose arms are compared; a name or a TOML file')
     parser.add_path('--workdir', action='append', default=[], help='a run; may be repeated')
     parser.add_path('--output', default='runs/receptive_field')
     args = parser.parse_args(argv)
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.workdir:
         networks = trained_networks(args.workdir)
     else:
-        networks = fresh_networks(data, shape, num_classes, args.num_filters, args.num_masks)
+        networks = fresh_networks(read_grid(args.grid), data, shape, num_classes)
     make_folder(args.output, '--output')
 
     fields = {}
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = preprocess(jnp.asarray(chosen), data.mean, data.std, augment='none', dtype=jnp.float32)
         fields[name] = receptive_field(model, variables, images)
 
-    title = f'{dataset.name}, {shape[0]}x{shape[1]}: influence on the central last feature'
+    state = 'trained' if args.workdir else 'as initialised'
+    title = f'{dataset.name}, {shape[0]}x{shape[1]} pixels, networks {state}'
     table = Table(title=title)
     table.add_column('network')
     for heading in ('pixels with influence', 'pixels with 95% of it'):

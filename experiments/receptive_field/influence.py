@@ -41,17 +41,22 @@ def describe(field: np.ndarray) -> dict[str, int]:
 
 
 def plot_of(fields: dict[str, np.ndarray], title: str) -> plt.Figure:
-    """One panel per network."""
-    columns = min(3, len(fields))
+    """One panel per network: the image, pixel by pixel, and how strongly each pixel matters."""
+    columns = min(4, len(fields))
     rows = -(-len(fields) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(3 * columns, 3.2 * rows + 0.4), layout='constrained', squeeze=False
+        rows, columns, figsize=(3 * columns, 3.3 * rows + 1.1), layout='constrained', squeeze=False
     )
-    for axes in panels.flat:
+    for axes in panels.flat[len(fields) :]:
         axes.set_axis_off()
     for axes, (name, field) in zip(panels.flat, fields.items(), strict=False):
         numbers = describe(field)
-        axes.imshow(np.sqrt(field), cmap='magma', vmin=0)  # the root makes weak influence visible
-        axes.set_title(f'{name}\n{numbers["pixels"]} pixels, 95% in {numbers["pixels_95"]}', fontsize='small')
-    figure.suptitle(title)
+        shown = np.sqrt(field / max(field.max(), np.finfo(float).tiny))  # the root makes weak influence visible
+        image = axes.imshow(shown, cmap='magma', vmin=0, vmax=1)
+        axes.set_title(f'{name}\nsees {numbers["pixels"]} of {field.size} pixels', fontsize='small')
+        axes.set(xlabel='column (pixels)', ylabel='row (pixels)')
+        axes.tick_params(labelsize='small')
+    bar = figure.colorbar(image, ax=panels, location='bottom', shrink=0.5, aspect=40)
+    bar.set_label('influence of the pixel, root of its share of the largest')
+    figure.suptitle(f'Which pixels can change one unit in the middle of the last map? Black: none.\n{title}')
     return figure

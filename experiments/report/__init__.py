@@ -1,11 +1,12 @@
 """The report of a grid, made from its records alone: Markdown with plots, and one HTML page that contains everything.
 
-study.py        reads and checks the records of a preset
-analysis.py     differences between rows, with tests and verdicts
+study.py        the records of a grid, and which of them collapsed
+analysis.py     differences between arms, with intervals, tests and verdicts
+counted.py      one run in every way of counting, for every batch size and order that the page can show
 tables.py       the tables, as pandas frames of text
-figures.py      the plots
+charts.py       the charts, in Vega-Lite
 render.py       Markdown from a template, HTML from the Markdown
-templates/      every sentence of the report
+templates/      every sentence of the report, and the page with its script
 
-`python -m experiments.report --preset=reduced` writes it. Which rows are compared is in `ablation/comparisons.toml`.
+`python -m experiments.report --grid=fashion_mnist` writes it. What is compared is in the grid's file.
 """

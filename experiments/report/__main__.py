@@ -1,9 +1,10 @@
 """Turns the records of a grid into a report.
 
-python -m experiments.report --preset=reduced [--readme=README.md]
+python -m experiments.report --grid=fashion_mnist [--probes=FILE] [--counting=RUN] [--readme=README.md]
 
-Reads `RESULTS/<preset>/<row>_seed<k>.json`. Writes `RESULTS/report.md` with its plots beside it, and `report.html`,
-which contains everything. With --readme, the table between the two marker lines of that file is replaced.
+Reads `RESULTS/<grid>/<arm>_seed<k>.json`. Writes to `RESULTS/<grid>/report`: report.md with its plots and tables
+(CSV), and report.html, which contains everything and works without a network. With --readme, what is between the two
+marker lines of that file is replaced by headline, plot and table.
 
 A report of part of a grid has to be asked for (--partial), and begins with what is missing. Likewise for records that
 were computed by different code (--allow_mixed_code).
@@ -11,71 +12,142 @@ were computed by different code (--allow_mixed_code).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from experiments.ablation import comparisons
-from experiments.ablation.presets import PRESETS
-from experiments.ablation.rows import ROWS
-from experiments.command import Parser, exit_code, replace_section, write_file
-from experiments.plots import to_bytes
-from experiments.report import figures, render, tables
-from experiments.report.analysis import collapsed, compare
-from experiments.report.study import Study, read_study
+import altair as alt
+import numpy as np
+
+from experiments.ablation.registration import read_grid
+from experiments.command import Parser, exit_code, make_folder, replace_section, write_file
+from experiments.counting.outcomes import Outcomes, read_outcomes
+from experiments.probes.results import Probes, read_probes
+from experiments.report import charts, render, tables
+from experiments.report.analysis import Finding, accuracies, findings
+from experiments.report.counted import Counted, count_all
+from experiments.report.study import Study, is_collapsed, read_study
 from pnn_jax.errors import InputError
 from pnn_jax.stats import MIN_RUNS
 
+LONG_RUN = 'counting/long_run'  # outcomes of the run that experiments/counting/long_run.py describes
+EXPECTED_ORDERS = 100  # random orders of which the mean and the deviation are shown
 
-def context_of(study: Study, plan: comparisons.Plan) -> dict:
-    """What the templates show, except for the plots."""
-    some = next(iter(study.records.values()))
-    findings = compare(study, plan.comparisons)
+
+def parse(argv: Sequence[str] | None):
+    parser = Parser('experiments.report', __doc__)
+    parser.add_argument('--grid', required=True, help='name of a grid, or its TOML file')
+    parser.add_path('--results', default='experiments/results', help='folder of the records')
+    parser.add_path(
+        '--probes', help='what experiments.probes wrote; default: RESULTS/<grid>/report/probes.json if there'
+    )
+    parser.add_path(
+        '--counting', help=f'the run that is recounted, workdir or record; default: of the grid, or RESULTS/{LONG_RUN}'
+    )
+    parser.add_argument('--partial', action='store_true', help='report what is there, and say what is missing')
+    parser.add_argument('--allow_mixed_code', action='store_true', help='also take records of other or unknown code')
+    parser.add_path('--readme', help='file whose section between the markers is replaced')
+    return parser.parse_args(argv)
+
+
+def recounted(study: Study, path: Path | None, results: Path) -> Outcomes | None:
+    """The run that is counted in every way, if there is one.
+
+    Args:
+        study: its first run of the reference is taken, if its epochs were evaluated on the test images.
+        path: a run that a user names; it goes before the others.
+        results: where the long run lies that is taken otherwise.
+    """
+    if path is not None:
+        return read_outcomes(path)
+    record = (study.arms.get(study.grid.reference) or study.records)[0]
+    if len(record.correct) > 1:
+        return Outcomes(record.name, record.correct, None)
+    long_run = results / LONG_RUN
+    return read_outcomes(long_run) if long_run.exists() else None
+
+
+def draw(
+    study: Study, found: list[Finding], probes: Probes | None, counted: Counted | None
+) -> dict[str, alt.TopLevelMixin]:
+    """Name -> chart, for what the records allow to draw."""
+    drawn: dict[str, alt.TopLevelMixin] = {'learning': charts.learning(study)}
+    if found:
+        drawn['forest'] = charts.forest(found)
+    if probes is not None:
+        drawn |= {'probes': charts.probes(study, probes), 'position': charts.position(study, probes)}
+    if counted is not None:
+        drawn['counting'] = charts.counting(counted.values(counted.first, 0), counted.name)
+    if len(rows := tables.audit_arms(study)) > 1:
+        drawn['gaps'] = charts.gaps(study, rows)
+    return drawn
+
+
+def context_of(study: Study, found: list[Finding], probes: Probes | None, outcomes: Outcomes | None) -> dict[str, Any]:
+    """What the templates show, except for the charts."""
+    some = study.records[0]
+    counted = outcomes and count_all(outcomes.name, outcomes.correct)
+    batch_size = counted and counted.batch_sizes[counted.first]
+    reference = study.arms.get(study.grid.reference)
     return {
         'study': study,
+        'findings': found,
         'codes': [code[:12] for code in study.codes()],
-        'test_examples': some.summary['dataset']['test_examples'],
+        'test_examples': some.summary['final_test_count'],
         'epochs': len(some.history),
+        'validated': 'validation_accuracy' in some.history[0],
         'min_runs': MIN_RUNS,
-        'test_orders': tables.TEST_ORDERS,
-        'rows': tables.rows_table(study, plan.reference),
-        'collapsed': [record for record in study.records.values() if collapsed(record)],
-        'findings': findings,
-        'comparisons': tables.comparisons_table(findings),
-        'counting': tables.counting_table(study),
+        'reference_accuracy': float(np.mean(accuracies(reference))) if reference else float('nan'),
+        'collapsed': [record for record in study.records if is_collapsed(record, study.grid.collapse)],
+        'arms': tables.arms_table(study),
+        'comparisons': tables.comparisons_table(found),
+        'robustness': tables.robustness_table(found),
+        'gaps': tables.gaps_table(study),
+        'probes': None if probes is None else tables.probes_table(study, probes),
+        'position': None if probes is None else tables.position_table(study, probes),
+        'counted': counted,
+        'counted_batch_size': batch_size,
+        'expected_orders': EXPECTED_ORDERS,
+        'counting': outcomes and tables.counting_table(outcomes.correct, batch_size, EXPECTED_ORDERS),
         'published': tables.published_table(),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser('experiments.report', __doc__)
-    parser.add_argument('--preset', required=True, choices=PRESETS)
-    parser.add_path('--results', default='experiments/results', help='folder of the records')
-    parser.add_path('--comparisons', default=comparisons.DEFAULT, help='which rows are compared (TOML)')
-    parser.add_argument('--partial', action='store_true', help='report what is there, and say what is missing')
-    parser.add_argument('--allow_mixed_code', action='store_true', help='also take records of other or unknown code')
-    parser.add_path('--readme', help='file whose table between the markers is replaced')
-    args = parser.parse_args(argv)
-    plan = comparisons.read_plan(args.comparisons, [row.name for row in ROWS])
-    study = read_study(args.results, args.preset, allow_mixed_code=args.allow_mixed_code)
+    args = parse(argv)
+    grid = read_grid(args.grid)
+    study = read_study(args.results, grid, allow_mixed_code=args.allow_mixed_code)
     if study.missing and not args.partial:
-        names = ', '.join(run.name for run in study.missing)
-        folder = args.results / args.preset
-        raise InputError(f'{folder}: {len(study.missing)} runs are missing (--partial reports the others): {names}')
+        raise InputError(
+            f'{args.results / grid.name}: {len(study.missing)} runs are missing (--partial reports the others): '
+            f'{", ".join(study.missing)}'
+        )
+    folder = args.results / grid.name / 'report'
+    probes_path = args.probes or folder / 'probes.json'
+    probes = read_probes(probes_path) if args.probes or probes_path.exists() else None
+    found = findings(study)
+    context = context_of(study, found, probes, recounted(study, args.counting, args.results))
+    drawn = draw(study, found, probes, context['counted'])
+    context |= {'drawn': drawn} | {f'alt_{name}': charts.title_of(chart) for name, chart in drawn.items()}
 
-    context = context_of(study, plan)
+    document = render.Document()
+    context['headline'] = ' '.join(document.markdown('headline.md.jinja', context).split())
     readme = ''
     if args.readme:  # before anything is written, because the file may not have the markers
-        section = render.markdown('readme.md.jinja', context)
+        links = {'folder': os.path.relpath(folder, args.readme.parent), 'readme_table': tables.readme_table(found)}
+        section = document.markdown('readme.md.jinja', context | links)
         readme = replace_section(args.readme, 'results', section.strip())
-    drawn = figures.all_figures(study, context['findings'])
-    plots = {f'report_{name}.png': to_bytes(figure) for name, figure in drawn.items()}
-    text = render.markdown('report.md.jinja', context | {'plots': drawn})
-    files = {'report.md': text, 'report.html': render.page(text, plots), **plots}
-    for name, content in files.items():
-        write_file(args.results / name, content)
+    text = document.markdown('report.md.jinja', context)
+    page = render.page(text, document.tables, drawn, context['counted'])
+    make_folder(folder, '--results')
+    plots = {f'{name}.png': charts.png(chart) for name, chart in drawn.items()}
+    for name, content in {'report.md': text, 'report.html': page, **document.tables, **plots}.items():
+        write_file(folder / name, content)
     if args.readme:
         write_file(args.readme, readme)
-    print(f'{len(study.records)} runs: {args.results / "report.md"}, {args.results / "report.html"}')
+    print(f'{len(study.records)} runs: {folder / "report.md"}, {folder / "report.html"}')
 
 
 if __name__ == '__main__':

@@ -1,125 +1,216 @@
-"""What the records say: one estimate per row, one difference and verdict per comparison, and which runs collapsed."""
+"""What the records say: for every comparison a difference, its intervals and a verdict.
+
+`judge_all` needs accuracies alone. So its error rates can be checked on simulated studies.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.ablation.comparisons import Comparison
 from experiments.ablation.records import Record
-from experiments.report.study import Study
+from experiments.ablation.registration import Comparison, Grid
+from experiments.report.study import Study, is_collapsed, recalibrated
 from pnn_jax import stats
 
-DIFFERENCE = (-100.0, 100.0)  # what a difference of two accuracies can be, in points
-COLLAPSED_LOSS = 10.0
+WEIGHTS = {'difference': (1, -1), 'non_inferiority': (1, -1), 'interaction': (1, -1, -1, 1)}  # of Comparison.arms
+# What a weighted sum of accuracies in percent can be, in points.
+BOUNDS = {'difference': (-100.0, 100.0), 'non_inferiority': (-100.0, 100.0), 'interaction': (-200.0, 200.0)}
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """'+0.31', '-1.20', and '+0.00' for everything that rounds to zero."""
+    return f'{round(value, digits) + 0.0:+.{digits}f}'
+
+
+class Judgement(NamedTuple):
+    """The statistics of one comparison.
+
+    Attributes:
+        comparison: what was compared.
+        difference: of the arms, in points.
+        p_value: adjusted within the family. Of 'there is no difference'; for non-inferiority, of 'the first arm is
+            worse by the margin or more'.
+        margin_p_value: adjusted likewise. Of 'the difference is at least the margin'; for non-inferiority, of 'the
+            first arm is worse by less than the margin'.
+        verdict: None where an arm has too few runs.
+    """
+
+    comparison: Comparison
+    difference: stats.Difference
+    p_value: float
+    margin_p_value: float
+    verdict: stats.Verdict | None
+
+    @property
+    def verdict_text(self) -> str:
+        """The verdict in words, with the margin where it matters."""
+        if self.verdict is None:
+            return f'no verdict: below {stats.MIN_RUNS} runs'
+        margin = f'{self.comparison.margin:g} point' + ('' if self.comparison.margin == 1 else 's')
+        if self.comparison.kind == 'non_inferiority':
+            words = {'equivalent': f'not worse by {margin} or more', 'worse': f'worse by {margin} or more'}
+        elif self.comparison.kind == 'interaction':
+            words = {'equivalent': f'equivalent within {margin}', 'better': 'larger', 'worse': 'smaller'}
+        else:
+            words = {'equivalent': f'equivalent within {margin}'}
+        return words.get(self.verdict, self.verdict)
+
+
+def judge_all(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collection[str] = ()) -> list[Judgement]:
+    """All comparisons of which every arm has runs, in the order of the grid.
+
+    Args:
+        grid: says what is compared, and how.
+        values: name of an arm -> accuracy of each of its runs, in percent.
+        collapsed: names of the arms with collapsed runs. They are left out of the pooled spread, which would otherwise
+            hide every difference; a comparison with such an arm uses the spread of its own arms.
+    """
+    found = [one for one in grid.comparisons if all(len(values.get(arm, ())) for arm in one.arms)]
+    pooled = _spread([values[arm] for arm in grid.pooled_arms if arm in values and arm not in collapsed])
+    differences = []
+    for comparison in found:
+        arms = [values[arm] for arm in comparison.arms]
+        own = grid.analysis.spread == 'pair' or not set(comparison.arms).isdisjoint(collapsed)
+        spread = _spread(arms) if own else pooled
+        differences.append(stats.contrast(arms, WEIGHTS[comparison.kind], spread=spread))
+    tests = [_tests(*pair) for pair in zip(found, differences, strict=True)]
+    adjusted = _adjusted([one.family for one in found], tests)
+    return [
+        Judgement(comparison, difference, *p_values, _verdict(comparison, difference, *p_values, grid, values))
+        for comparison, difference, p_values in zip(found, differences, adjusted, strict=True)
+    ]
+
+
+def _spread(arms: Sequence[stats.Values]) -> stats.Spread:
+    """The pooled spread; infinite where no arm has two runs, because nothing is known about it then."""
+    if all(len(arm) < 2 for arm in arms):
+        return stats.Spread(math.inf, 1)
+    return stats.pooled_spread(arms)
+
+
+def _tests(comparison: Comparison, difference: stats.Difference) -> tuple[float, float]:
+    """The two p-values of a `Judgement`, before they are adjusted."""
+    if comparison.kind == 'non_inferiority':
+        return (
+            difference.noninferiority_p_value(comparison.margin),
+            difference.inferiority_p_value(comparison.margin),
+        )
+    return difference.p_value(), difference.equivalence_p_value(comparison.margin)
+
+
+def _adjusted(families: Sequence[str], tests: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Holm's adjustment of both kinds of p-values, family by family."""
+    adjusted = [(1.0, 1.0)] * len(tests)
+    for family in dict.fromkeys(families):
+        members = [index for index, name in enumerate(families) if name == family]
+        both = (stats.holm(p_values) for p_values in zip(*(tests[index] for index in members), strict=True))
+        for index, p_value, margin_p_value in zip(members, *both, strict=True):
+            adjusted[index] = p_value, margin_p_value
+    return adjusted
+
+
+def _verdict(
+    comparison: Comparison,
+    difference: stats.Difference,
+    p_value: float,
+    margin_p_value: float,
+    grid: Grid,
+    values: Mapping[str, stats.Values],
+) -> stats.Verdict | None:
+    runs, level = min(len(values[arm]) for arm in comparison.arms), grid.analysis.level
+    if comparison.kind != 'non_inferiority':
+        return stats.verdict(difference.estimate, p_value, margin_p_value, runs, level)
+    if runs < stats.MIN_RUNS:
+        return None
+    if p_value < level:
+        return 'equivalent'
+    return 'worse' if margin_p_value < level else 'inconclusive'
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
 
 
 class Finding(NamedTuple):
     """The result of one comparison.
 
     Attributes:
-        comparison: what was compared.
-        first, second: the records of the two rows.
-        difference: first minus second, in points of accuracy.
-        interval: its 95% interval.
-        p_value: of 'no difference', adjusted within the family.
-        equivalence_p_value: of 'the difference is at least the margin', adjusted within the family.
-        verdict: None where a row has too few runs.
-        between: percent of the test images on which a run of the one and a run of the other row disagree (mean).
-        within: the same for two runs of one row.
+        judgement: its statistics.
+        arms: the records of each of its arms.
+        interval: of the difference; None where runs collapsed, because no t interval fits such values.
+        bootstrap: the second interval, from resampled runs and test images.
+        collapsed: number of collapsed runs.
+        between: percent of the test images on which a run of the first and a run of the second arm disagree (mean).
+        within: the same for two runs of one arm.
+        sensitivity: the statistics with recalibrated batch norms; None where the records do not have them.
     """
 
-    comparison: Comparison
-    first: list[Record]
-    second: list[Record]
-    difference: stats.Difference
-    interval: tuple[float, float]
-    p_value: float
-    equivalence_p_value: float
-    verdict: stats.Verdict | None
+    judgement: Judgement
+    arms: list[list[Record]]
+    interval: tuple[float, float] | None
+    bootstrap: tuple[float, float]
+    collapsed: int
     between: float
     within: float
+    sensitivity: Judgement | None
 
     @property
-    def runs(self) -> int:
-        """In the smaller of the two rows."""
-        return min(len(self.first), len(self.second))
+    def comparison(self) -> Comparison:
+        return self.judgement.comparison
+
+    @property
+    def estimate(self) -> float:
+        return self.judgement.difference.estimate
 
     @property
     def interval_text(self) -> str:
-        """The interval in words, or why none is shown: no t interval fits values of which some collapsed."""
-        runs = [*self.first, *self.second]
-        if count := sum(map(collapsed, runs)):
-            return f'{count} of {len(runs)} runs collapsed'
-        return f'{self.interval[0]:+.2f} to {self.interval[1]:+.2f}'
-
-    @property
-    def verdict_text(self) -> str:
-        """The verdict in words, with its margin, or why there is none."""
-        if self.verdict is None:
-            return f'no verdict: {self.runs} runs of a row, {stats.MIN_RUNS} are needed'
-        margin = f'{self.comparison.margin:g} point' + ('' if self.comparison.margin == 1 else 's')
-        return f'equivalent within {margin}' if self.verdict == 'equivalent' else self.verdict
+        """The interval in words, or why none is shown."""
+        if self.interval is None:
+            return f'{self.collapsed} of {sum(map(len, self.arms))} runs collapsed'
+        return f'{signed(self.interval[0])} to {signed(self.interval[1])}'
 
 
 def accuracies(records: Iterable[Record]) -> list[float]:
-    """Exact accuracy after the last epoch of every run, in percent."""
+    """Exact test accuracy of the final network of every run, in percent."""
     return [100 * record.accuracy for record in records]
 
 
-def compare(study: Study, comparisons: Sequence[Comparison]) -> list[Finding]:
-    """All comparisons of which both rows have records, in their order. P-values are Holm's, family by family."""
-    found = [
-        (comparison, first, second, _difference(accuracies(first), accuracies(second)))
-        for comparison in comparisons
-        if (first := study.of_row(comparison.first)) and (second := study.of_row(comparison.second))
-    ]
-    families: dict[str, list[int]] = {}
-    for index, (comparison, *_) in enumerate(found):
-        families.setdefault(comparison.family, []).append(index)
-    p_values, equivalence = [1.0] * len(found), [1.0] * len(found)
-    for indices in families.values():
-        values = [found[index][3] for index in indices]
-        margins = [found[index][0].margin for index in indices]
-        adjusted = stats.holm([value.p_value() for value in values])
-        adjusted_equivalence = stats.holm(
-            [value.equivalence_p_value(margin) for value, margin in zip(values, margins, strict=True)]
-        )
-        for index, p_value, equivalence_p_value in zip(indices, adjusted, adjusted_equivalence, strict=True):
-            p_values[index], equivalence[index] = p_value, equivalence_p_value
-    return [_finding(*item, p, tost) for item, p, tost in zip(found, p_values, equivalence, strict=True)]
+def findings(study: Study) -> list[Finding]:
+    """Every comparison of the grid of which all arms have records."""
+    grid, arms = study.grid, study.analysed
+    collapsed = {name for name, records in arms.items() if any(is_collapsed(one, grid.collapse) for one in records)}
+    judgements = judge_all(grid, {name: accuracies(records) for name, records in arms.items()}, collapsed)
+    sensitivity = dict.fromkeys(range(len(judgements)))
+    if all(recalibrated(record) is not None for records in arms.values() for record in records):
+        values = {name: [recalibrated(record) for record in records] for name, records in arms.items()}
+        sensitivity = dict(enumerate(judge_all(grid, values)))
+    return [_finding(study, judgement, sensitivity[index]) for index, judgement in enumerate(judgements)]
 
 
-def _difference(first: Sequence[float], second: Sequence[float]) -> stats.Difference:
-    if len(first) + len(second) < 3:  # one run each: nothing is known about the spread
-        return stats.Difference(first[0] - second[0], math.inf, 1)
-    return stats.difference(first, second)
-
-
-def _finding(
-    comparison: Comparison,
-    first: list[Record],
-    second: list[Record],
-    difference: stats.Difference,
-    p_value: float,
-    equivalence_p_value: float,
-) -> Finding:
-    runs = min(len(first), len(second))
+def _finding(study: Study, judgement: Judgement, sensitivity: Judgement | None) -> Finding:
+    comparison, analysis = judgement.comparison, study.grid.analysis
+    arms = [study.analysed[name] for name in comparison.arms]
+    collapsed = sum(is_collapsed(record, study.grid.collapse) for records in arms for record in records)
+    interval = judgement.difference.interval(analysis.confidence, bounds=BOUNDS[comparison.kind])
     return Finding(
-        comparison,
-        first,
-        second,
-        difference,
-        difference.interval(bounds=DIFFERENCE),
-        p_value,
-        equivalence_p_value,
-        stats.verdict(difference.estimate, p_value, equivalence_p_value, runs),
-        _mean_disagreement(itertools.product(first, second)),
-        _mean_disagreement([*itertools.combinations(first, 2), *itertools.combinations(second, 2)]),
+        judgement=judgement,
+        arms=arms,
+        interval=None if collapsed else interval,
+        bootstrap=stats.crossed_bootstrap(
+            [np.stack([record.correct[-1] for record in records]) for records in arms],
+            WEIGHTS[comparison.kind],
+            confidence=analysis.confidence,
+            draws=analysis.bootstrap_draws,
+            seed=analysis.bootstrap_seed,
+        ),
+        collapsed=collapsed,
+        between=_mean_disagreement(itertools.product(*arms[:2])),
+        within=_mean_disagreement([pair for arm in arms[:2] for pair in itertools.combinations(arm, 2)]),
+        sensitivity=sensitivity,
     )
 
 
@@ -127,15 +218,3 @@ def _mean_disagreement(pairs: Iterable[tuple[Record, Record]]) -> float:
     """Mean over pairs of runs; nan where there is none."""
     values = [stats.disagreement(one.correct[-1], other.correct[-1]) for one, other in pairs]
     return float(np.mean(values)) if values else math.nan
-
-
-def collapsed(record: Record) -> bool:
-    """Whether a run learned in training and fails in evaluation, or did not stay finite.
-
-    Fixed before any confirmatory run: a test loss that is above 10 or not finite, or logits that are not; or an
-    accuracy at chance although the training accuracy is more than twice that.
-    """
-    chance = 1 / len(record.summary['per_class'])
-    at_chance = record.accuracy < 1.1 * chance and record.history[-1]['train_accuracy'] > 2 * chance
-    loss = record.summary['final_test_loss']
-    return at_chance or not loss <= COLLAPSED_LOSS or bool(record.summary.get('nonfinite'))

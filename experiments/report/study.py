@@ -1,4 +1,4 @@
-"""The records of one preset, checked to be of one grid, one data set and one version of the code."""
+"""The records of one grid: arm by arm, checked to be of one grid, one data set and one version of the code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.ablation.presets import PRESETS, Preset, Run, runs_of
-from experiments.ablation.records import Record, check_code, differences, read_record, record_path, settings
-from experiments.ablation.rows import Row
-from experiments.ablation.run_config import is_matched, unmatched_config
+from experiments.ablation.records import Record
+from experiments.ablation.registration import Collapse, Grid
+from experiments.ablation.results import read_results
+from experiments.ablation.runs import LookResult
 from pnn_jax.errors import InputError
 
 
@@ -18,72 +18,79 @@ class Study:
     """What a report is made from.
 
     Attributes:
-        name: of the preset.
-        preset: the preset.
-        records: of all runs that are done, in the order of the grid: row by row, and by seed.
-        missing: the runs that have no record.
+        grid: what was to be trained, and by which rules it is analysed.
+        arms: name of an arm -> the records of its runs, in the order of the grid; only arms that have any.
+        missing: names of the runs that have no record.
+        look: what the blinded look of the grid found.
     """
 
-    name: str
-    preset: Preset
-    records: dict[Run, Record]
-    missing: Sequence[Run]
+    grid: Grid
+    arms: dict[str, list[Record]]
+    missing: Sequence[str] = ()
+    look: LookResult | None = None
 
-    def rows(self) -> dict[Row, list[Record]]:
-        """Every row that has records, with them, in the order of the first seed of each row."""
-        rows: dict[Row, list[Record]] = {}
-        for run, record in self.records.items():
-            rows.setdefault(run.row, []).append(record)
-        return rows
+    @property
+    def records(self) -> list[Record]:
+        return [record for records in self.arms.values() for record in records]
 
-    def of_row(self, name: str) -> list[Record]:
-        return [record for run, record in self.records.items() if run.row.name == name]
+    @property
+    def analysed(self) -> dict[str, list[Record]]:
+        """The arms of the primary analysis: without collapsed runs where the grid says so."""
+        if not self.grid.analysis.exclude_collapsed:
+            return self.arms
+        kept = {
+            name: [record for record in records if not is_collapsed(record, self.grid.collapse)]
+            for name, records in self.arms.items()
+        }
+        return {name: records for name, records in kept.items() if records}
 
     def codes(self) -> list[str]:
         """Digests of the code of the records, each once."""
-        return sorted({record.code for record in self.records.values()})
+        return sorted({record.code for record in self.records})
 
 
-def read_study(results: Path, name: str, *, allow_mixed_code: bool) -> Study:
-    """Reads all records of a preset.
+def training_mode(record: Record) -> float | None:
+    """Test accuracy with batch norms in training mode, in percent; None in records that do not have it."""
+    value = record.summary.get('train_mode_accuracy')
+    return None if value is None else 100 * value
+
+
+def recalibrated(record: Record) -> float | None:
+    """Test accuracy with recalibrated batch norms, in percent; None in records that do not have it."""
+    value = record.summary.get('recalibrated_accuracy')
+    return None if value is None else 100 * value
+
+
+def is_collapsed(record: Record, rule: Collapse) -> bool:
+    """Whether a run fails in evaluation although it learned, or did not stay finite, by the rule of its grid.
+
+    Records without an accuracy in training mode are judged by their loss alone.
+    """
+    mode = training_mode(record)
+    gap = 0.0 if mode is None else mode - 100 * record.accuracy
+    loss = record.summary['final_test_loss']
+    return gap > rule.train_minus_eval or not loss <= rule.loss or bool(record.summary.get('nonfinite'))
+
+
+def read_study(results: Path, grid: Grid, *, allow_mixed_code: bool = False) -> Study:
+    """Reads and checks all records of a grid.
 
     Args:
-        results: folder of the records, without the name of the preset.
-        name: of the preset.
+        results: folder of the records, without the name of the grid.
+        grid: whose runs they must be.
         allow_mixed_code: also takes records of different or unknown code.
 
     Raises:
-        InputError: a record is damaged, of another grid, data set or code; or there is none.
+        InputError: there are no records; or one is damaged, or of another registration, config, data set or code.
     """
-    preset, folder = PRESETS[name], results / name
-    records, missing = {}, []
-    for run in sorted(runs_of(preset), key=lambda run: run.seed):
-        path = record_path(folder, run.row.name, run.seed)
-        if not path.exists():
-            missing.append(run)
-            continue
-        record = read_record(path)
-        first = next(iter(records.values()), record)
-        _check_record(record, run, preset, path)
-        if record.data_digest != first.data_digest or record.correct.shape != first.correct.shape:
-            raise InputError(
-                f'{path}: another data set or number of epochs than {first.name} '
-                f'({record.correct.shape} against {first.correct.shape} outcomes)'
-            )
-        records[run] = record
-    if not records:
+    folder = results / grid.name
+    found = read_results(folder, grid, allow_mixed_code=allow_mixed_code)
+    if not found.records:
         raise InputError(f'{folder}: no results of this grid; python -m experiments.ablation makes them')
-    if not allow_mixed_code:
-        check_code(records.values())
-    return Study(name, preset, records, missing)
-
-
-def _check_record(record: Record, run: Run, preset: Preset, path: Path) -> None:
-    """Raises InputError where a record is not of this run of the grid."""
-    if record.name != run.name:
-        raise InputError(f'{path}: is the record of {record.name}')
-    open_fields = {'data.source'} | ({'model.num_filters'} if is_matched(run.row, preset) else set())
-    wanted = settings(unmatched_config(run.row, preset, run.seed))
-    differing = [line for line in differences(record.config, wanted) if line.partition(':')[0] not in open_fields]
-    if differing:
-        raise InputError(f'{path}: of another grid; fields that differ: {", ".join(differing)}')
+    arms = {arm.name: found.of_arm(arm.name) for arm in grid.arms}
+    return Study(
+        grid,
+        {name: sorted(records, key=lambda record: record.seed) for name, records in arms.items() if records},
+        [run.name for run in found.missing],
+        found.look,
+    )

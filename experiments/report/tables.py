@@ -6,110 +6,214 @@ import numpy as np
 import pandas as pd
 
 from experiments.ablation.records import Record
-from experiments.counting.curves import label_of, recount
-from experiments.counting.outcomes import shuffled
+from experiments.counting.curves import expected_reports, label_of, recount
+from experiments.probes.results import BATCH_NORMS, TRAINED, Probes
 from experiments.published import AUDIT_ROWS, REPLICATIONS
-from experiments.report.analysis import Finding, accuracies, collapsed
-from experiments.report.study import Study
-from pnn_jax.stats import ACCURACY, format_p_value, t_interval
+from experiments.report.analysis import Finding, accuracies, signed
+from experiments.report.study import Study, is_collapsed
+from pnn_jax.stats import ACCURACY, contrast, format_p_value, t_interval
 
 AUDIT = {row.number: row for row in AUDIT_ROWS}
-TEST_ORDERS = 20  # random orders of the test images; the historical ways of counting depend on the order
 
 
-def rows_table(study: Study, reference: str) -> pd.DataFrame:
-    """Every row: its size, its accuracy over runs, and its distance from the reference row, ours and the published."""
-    ours = accuracies(study.of_row(reference))
-    numbers = {row.name: row.audit_row for row in study.rows()}
-    published = AUDIT.get(numbers.get(reference))
+def arms_table(study: Study) -> pd.DataFrame:
+    """Every arm: its size and its accuracy over runs."""
     lines = []
-    for row, records in study.rows().items():
-        values = np.array(accuracies(records))
-        audit = AUDIT.get(row.audit_row)
+    for name, records in study.arms.items():
+        arm = study.grid.arm(name)
         lines.append(
             {
-                'row': f'`{row.name}`',
-                'what': (f'{row.audit_row}: ' if audit else '') + row.what,
+                'arm': f'`{name}`' + (' (exploratory)' if arm.exploratory else ''),
+                'what': arm.what,
                 'weights': f'{records[0].weights:,}',
                 'mask values': f'{records[0].masks:,}',
                 'runs': str(len(records)),
-                'accuracy (%)': f'{values.mean():.2f}',
-                'sd and 95% CI, or each run': _spread(records),
-                'best epoch (%)': f'{np.mean([100 * record.summary["max_test_accuracy"] for record in records]):.2f}',
-                f'minus `{reference}`': f'{values.mean() - np.mean(ours):+.2f}' if ours else '',
-                'the same, published': f'{audit.accuracy - published.accuracy:+.1f}' if audit and published else '',
+                'accuracy (%)': f'{np.mean(accuracies(records)):.2f}',
+                'sd and 95% CI, or each run': _spread(study, records),
             }
         )
     return pd.DataFrame(lines)
 
 
-def _spread(records: list[Record]) -> str:
+def _spread(study: Study, records: list[Record]) -> str:
     """Standard deviation and t interval; every single value where a run collapsed, because no interval fits then."""
     values = accuracies(records)
-    if count := sum(map(collapsed, records)):
-        return f'{count} of {len(records)} collapsed: ' + ', '.join(f'{value:.2f}' for value in values)
-    if len(values) < 2:
-        return 'one run'
-    low, high = t_interval(values, bounds=ACCURACY)
+    each = ', '.join(f'{value:.2f}' for value in values)
+    if count := sum(is_collapsed(record, study.grid.collapse) for record in records):
+        return f'{count} of {len(records)} collapsed: {each}'
+    if len(values) < 3:
+        return each
+    low, high = t_interval(values, study.grid.analysis.confidence, bounds=ACCURACY)
     return f'{np.std(values, ddof=1):.2f}; {low:.2f} to {high:.2f}'
 
 
-def comparisons_table(findings: list[Finding]) -> pd.DataFrame:
-    """Differences between rows, with their verdicts, and on how many images their runs disagree."""
+def comparisons_table(found: list[Finding]) -> pd.DataFrame:
+    """Differences between arms, with their verdicts."""
     return pd.DataFrame(
         {
             'question': finding.comparison.question,
-            'rows': f'`{finding.comparison.first}` - `{finding.comparison.second}`',
-            'runs': f'{len(finding.first)} + {len(finding.second)}',
-            'weights': f'{_weights_ratio(finding):+.0%}',
-            'points': f'{finding.difference.estimate:+.2f}',
+            'arms': _arms_of(finding),
+            'runs': ' + '.join(str(len(records)) for records in finding.arms),
+            'weights': f'{signed(100 * _weights_ratio(finding), 1)}%',
+            'points': signed(finding.estimate),
             '95% CI': finding.interval_text,
-            'p (Holm)': _p_value(finding, finding.p_value),
-            'p of a difference above the margin': _p_value(finding, finding.equivalence_p_value),
-            'verdict': finding.verdict_text,
-            'images that differ (%)': f'{finding.between:.1f}; {finding.within:.1f} within a row',
+            'p (Holm)': _p_value(finding, finding.judgement.p_value),
+            'p of the margin (Holm)': _p_value(finding, finding.judgement.margin_p_value),
+            'verdict': finding.judgement.verdict_text,
         }
-        for finding in findings
+        for finding in found
     )
+
+
+def robustness_table(found: list[Finding]) -> pd.DataFrame:
+    """How the differences look in other ways of looking at them."""
+    return pd.DataFrame(
+        {
+            'arms': _arms_of(finding),
+            'points': signed(finding.estimate),
+            'bootstrap of runs and images, 95%': f'{signed(finding.bootstrap[0])} to {signed(finding.bootstrap[1])}',
+            'batch norm recalibrated': _sensitivity(finding),
+            'images that differ between arms (%)': f'{finding.between:.1f}',
+            'within an arm (%)': f'{finding.within:.1f}',
+        }
+        for finding in found
+    )
+
+
+def _arms_of(finding: Finding) -> str:
+    first, second, *versus = (f'`{name}`' for name in finding.comparison.arms)
+    return f'({first} - {second}) - ({versus[0]} - {versus[1]})' if versus else f'{first} - {second}'
+
+
+def _sensitivity(finding: Finding) -> str:
+    if finding.sensitivity is None:
+        return 'not recorded'
+    return f'{signed(finding.sensitivity.difference.estimate)}; {finding.sensitivity.verdict_text}'
 
 
 def _p_value(finding: Finding, value: float) -> str:
     """Nothing where there is no verdict, so that nobody reads one into it."""
-    return '' if finding.verdict is None else format_p_value(value)
+    return '' if finding.judgement.verdict is None else format_p_value(value)
 
 
 def _weights_ratio(finding: Finding) -> float:
-    """How many more weights the first row has, as a fraction of those of the second."""
-    return finding.first[0].weights / finding.second[0].weights - 1
+    """How many more weights the first arm has, as a fraction of those of the second."""
+    return finding.arms[0][0].weights / finding.arms[1][0].weights - 1
 
 
-def counting_table(study: Study) -> pd.DataFrame:
-    """What each way of counting reports for the same predictions, at the batch sizes of the audit."""
+def readme_table(found: list[Finding], most: int = 8) -> pd.DataFrame:
+    """The comparisons in short, primary ones first."""
+    ordered = sorted(found, key=lambda finding: not finding.comparison.primary)[:most]
+    return comparisons_table(ordered)[['question', 'runs', 'points', '95% CI', 'verdict']]
+
+
+def gaps_table(study: Study) -> pd.DataFrame:
+    """The distance of every row of the audit from its row without noise, beside ours from our own reference.
+
+    Raw accuracies are of different data and networks, so they are never set beside each other.
+    """
+    rows, reference = audit_arms(study), study.arms.get(study.grid.reference)
+    reference_row = study.grid.arm(study.grid.reference).network.audit_row
+    if not reference or reference_row not in AUDIT:
+        return pd.DataFrame()
     lines = []
-    for row, records in study.rows().items():
-        if row.audit_row is None:
+    for row in AUDIT_ROWS:
+        if row.number == reference_row:
             continue
-        batch_size = AUDIT[row.audit_row].batch_size
-        # estimator -> best epoch of [orders, runs]
-        best = pd.DataFrame(
-            {name: curve.max() for name, curve in recount(shuffled(record.correct, order), batch_size).items()}
-            for order in range(TEST_ORDERS)
-            for record in records
-        )
-        exact = best.pop('exact_accuracy')
-        line = {
-            'row': f'`{row.name}`',
-            'batch size': str(batch_size),
-            'exact, last epoch': f'{np.mean(accuracies(records)):.2f}',
-            'exact, best epoch': f'{exact.mean():.2f}',
+        published = row.accuracy - AUDIT[reference_row].accuracy
+        ours = ['', '']
+        if name := rows.get(row.number):
+            difference = contrast([accuracies(study.arms[name]), accuracies(reference)], [1, -1])
+            low, high = difference.interval(study.grid.analysis.confidence, bounds=(-100, 100))
+            ours = [f'`{name}`', f'{signed(difference.estimate)} ({signed(low)} to {signed(high)})']
+        lines.append((f'{row.number}: {row.what}', f'{published:+.1f}', *ours))
+    return pd.DataFrame(
+        lines,
+        columns=[
+            'row of the audit',
+            'audit: minus its row without noise',
+            'our arm',
+            f'ours: minus `{study.grid.reference}`',
+        ],
+    )
+
+
+def audit_arms(study: Study) -> dict[int, str]:
+    """Number of a row of the audit -> our arm with its network, for all but the reference.
+
+    Of several arms of one network it is the first. Empty where the reference has no records or is no row of the audit.
+    """
+    reference = study.grid.arm(study.grid.reference).network.audit_row
+    if study.grid.reference not in study.arms or reference not in AUDIT:
+        return {}
+    found: dict[int, str] = {}
+    for name in study.arms:
+        number = study.grid.arm(name).network.audit_row
+        if number and number != reference:
+            found.setdefault(number, name)
+    return found
+
+
+def counting_table(correct: np.ndarray, batch_size: int, orders: int) -> pd.DataFrame:
+    """What every way of counting reports for the same predictions: in the stored order, and over random orders."""
+    expected = expected_reports(correct, batch_size, orders)
+    return pd.DataFrame(
+        {
+            'counted': label_of(estimator),
+            'last epoch (%)': f'{curve[-1]:.2f}',
+            'best epoch (%)': f'{curve.max():.2f}',
+            'expected best epoch (%)': f'{expected[estimator].mean:.2f} +- {expected[estimator].deviation:.2f}',
+            'expected bias (points)': signed(expected[estimator].bias),
         }
-        for name, values in best.items():
-            bias = values - exact
-            line[f'{label_of(name)}, best epoch'] = (
-                f'{values.mean():.2f} ({bias.mean():+.2f} +- {bias.std(ddof=0):.2f})'
-            )
+        for estimator, curve in recount(correct, batch_size).items()
+    )
+
+
+def probes_table(study: Study, probes: Probes) -> pd.DataFrame:
+    """Points of accuracy that every change costs, mean over runs: batch norm as stored / recalibrated."""
+    lines = []
+    for name in probed_arms(study, probes):
+        line = {'arm': f'`{name}`'}
+        for change in probes.changes:
+            losses = losses_of(study, probes, name, change)
+            line[change] = ' / '.join(_mean_and_half_width(losses[norm]) for norm in BATCH_NORMS if losses[norm])
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def position_table(study: Study, probes: Probes) -> pd.DataFrame:
+    """How often the tile is named correctly from the features at one position, in percent."""
+    lines = []
+    for name in probed_arms(study, probes):
+        runs = probes.of_arm(name)
+        line = {'arm': f'`{name}`', 'chance': f'{100 / runs[0].position[0].tiles:.1f}'}
+        for index, one in enumerate(runs[0].position):
+            values = [100 * run.position[index].correct / run.position[index].count for run in runs]
+            line[one.map.partition('_')[0]] = _mean_and_half_width(values)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def probed_arms(study: Study, probes: Probes) -> list[str]:
+    return [name for name in study.arms if probes.of_arm(name)]
+
+
+def losses_of(study: Study, probes: Probes, arm: str, change: str) -> dict[str, list[float]]:
+    """Batch norm -> points of accuracy that every run of an arm loses by a change; none where it was not probed."""
+    runs = probes.of_arm(arm)
+    lost = {
+        norm: [run.accuracy(TRAINED, 'stored') - run.accuracy(change, norm) for run in runs] for norm in BATCH_NORMS
+    }
+    return {norm: [value for value in values if not np.isnan(value)] for norm, values in lost.items()}
+
+
+def _mean_and_half_width(values: list[float]) -> str:
+    """'30.1 +- 0.4', the mean and the half-width of its 95% interval; of one run, its value."""
+    mean = f'{round(float(np.mean(values)), 1) + 0.0:.1f}'
+    if len(values) < 2:
+        return mean
+    low, high = t_interval(values)
+    return f'{mean} +- {(high - low) / 2:.1f}'
 
 
 def published_table() -> pd.DataFrame:

@@ -13,10 +13,14 @@ The relative residual is ||y - t|| / ||t - mean of each channel of t||. It is 0 
 best constant. It is shown on the images that were solved for and on held-out ones, for a random and a trained 3x3
 convolution, beside that of a 1x1 convolution without noise.
 
+With --num_filters=14 --num_masks=1 the layer is one of the networks that are trained: its input is what a first 3x3
+convolution with that many filters and a ReLU makes of the images, and there are only 15 weights for each output.
+
 Images are scaled to unit standard deviation and not centred, because these layers stand behind a ReLU, where inputs
 are not negative. The convolution repeats the border, so that its output depends on nothing but the image.
 
-python -m experiments.single_input [--data=FILE.npz] [--output=DIR] [--workdir=RUN]
+python -m experiments.single_input [--data=...] [--output=DIR] [--workdir=RUN]
+python -m experiments.single_input --num_filters=14 --num_masks=1 --image_size=0 --pad=32 --data=FASHION_MNIST
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -32,7 +37,7 @@ from rich.console import Console
 from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
 from experiments.images import add_image_options, load_images
 from experiments.plots import save_plot
-from experiments.single_input.convolutions import random_kernel, train_convolution, trained_kernel
+from experiments.single_input.convolutions import convolve, random_kernel, train_convolution, trained_kernel
 from experiments.single_input.imitation import imitate, plot_of, table_of
 from experiments.single_input.layer import Layer
 from pnn_jax.data import Dataset
@@ -44,6 +49,7 @@ COUNTS = '1,2,5,10,100,1000'
 def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.single_input', __doc__)
     add_image_options(parser, image_size=16)
+    parser.add_argument('--num_filters', type=whole_number(0), default=0, help='of a first layer; 0: no first layer')
     parser.add_argument('--num_masks', type=whole_number(), help='default: one and a half times what one image needs')
     parser.add_argument('--level', type=float, default=0.5, help='noise level')
     parser.add_argument('--outputs', type=whole_number(), default=8, help='filters of the convolution')
@@ -67,42 +73,59 @@ def parse_counts(text: str) -> list[int]:
     return counts
 
 
-def scaled(dataset: Dataset, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training images and the first `held_out` test images as float32, each channel of unit standard deviation."""
-    train, test = (split.astype(np.float32) for split in (dataset.train.images, dataset.test.images[:held_out]))
-    deviation = train.std((0, 1, 2))
-    return train / deviation, test / deviation
+def scaled(maps: np.ndarray) -> np.ndarray:
+    """Maps [n, h, w, c] as float32, each channel of unit standard deviation, not centred."""
+    maps = maps.astype(np.float32)
+    return maps / np.maximum(maps.std((0, 1, 2)), np.finfo(np.float32).tiny)
+
+
+def chosen_images(dataset: Dataset, args) -> tuple[np.ndarray, np.ndarray]:
+    """The training images that are fitted, and the test images that nothing is fitted to, scaled alike.
+
+    They are drawn at random, because files and folders may store images class by class.
+    """
+    if max(args.counts) > len(dataset.train.images):
+        raise InputError(f'--counts: {max(args.counts)} is more than the {len(dataset.train.images)} training images')
+    train = dataset.train.images[np.random.default_rng(2).permutation(len(dataset.train.images))[: max(args.counts)]]
+    both = scaled(np.concatenate([train, dataset.test.images[: args.held_out]]))
+    return both[: len(train)], both[len(train) :]
+
+
+def targets_of(workdir: Path, dataset: Dataset, args) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+    """Name of the convolution -> the kernel of the first layer before it, if there is one, and its own kernel."""
+    channels, width = dataset.train.images.shape[-1], args.num_filters
+    if not width:
+        kernel = trained_kernel(workdir, 0, args.outputs)
+        return {'random': (None, random_kernel(channels, args.outputs)), 'trained': (None, kernel)}
+    first, second = trained_kernel(workdir, 0, width), trained_kernel(workdir, 1, args.outputs)
+    return {
+        'random': (random_kernel(channels, width), random_kernel(width, args.outputs)),
+        'trained': (first, second),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     dataset, data = load_images(args)
     height, width, channels = dataset.train.images.shape[1:]
-    images, held_out = scaled(dataset, args.held_out)
-    if max(args.counts) > len(images):
-        raise InputError(f'--counts: {max(args.counts)} is more than the {len(images)} training images')
-    num_masks = args.num_masks or math.ceil(1.5 * height * width / channels)
+    images, held_out = chosen_images(dataset, args)
+    inputs = args.num_filters or channels
+    num_masks = args.num_masks or math.ceil(1.5 * height * width / inputs)
     make_folder(args.output, '--output')
 
     workdir = args.workdir or args.output / 'trained_convolution'
     if not args.workdir:
-        train_convolution(workdir, data, dataset, args.outputs)
-    kernels = {
-        'random': random_kernel(channels, args.outputs),
-        'trained': trained_kernel(workdir, dataset, args.outputs),
-    }
-    # In random order, because files and folders may store images class by class.
-    images = images[np.random.default_rng(2).permutation(len(images))[: max(args.counts)]]
-    masks = np.random.default_rng(0).uniform(-1, 1, (height, width, channels, num_masks)).astype(np.float32)
-    results = [
-        result
-        for name, kernel in kernels.items()
-        for result in imitate(name, kernel, images, held_out, Layer(masks, args.level), args.counts, args.steps)
-    ]
+        train_convolution(workdir, data, dataset, max(args.outputs, args.num_filters))
+    masks = np.random.default_rng(0).uniform(-1, 1, (height, width, inputs, num_masks)).astype(np.float32)
+    results = []
+    for name, (first, kernel) in targets_of(workdir, dataset, args).items():
+        see = lambda maps, first=first: maps if first is None else scaled(np.maximum(convolve(maps, first), 0))
+        fitted, others = see(images), see(held_out)
+        results += imitate(name, kernel, fitted, others, Layer(masks, args.level), args.counts, args.steps)
 
     title = (
-        f'{dataset.name}, {height}x{width}x{channels}, {num_masks} masks: {num_masks * channels + 1} weights for '
-        f'{height * width} pixels'
+        f'{dataset.name}, {height}x{width}x{inputs}, {num_masks} mask{"s" if num_masks > 1 else ""} per channel: '
+        f'{num_masks * inputs + 1} weights per output for {height * width} pixels per image'
     )
     Console(soft_wrap=True).print(table_of(results, title))
     content = {'images': title, 'level': args.level, 'results': [result._asdict() for result in results]}

@@ -28,27 +28,29 @@ def random_kernel(channels: int, outputs: int) -> np.ndarray:
     return np.random.default_rng(1).normal(0, deviation, (3, 3, channels, outputs)).astype(np.float32)
 
 
-def trained_kernel(workdir: Path, dataset: Dataset, outputs: int) -> np.ndarray:
-    """`outputs` filters of the first 3x3 convolution of the run in `workdir`, [3, 3, c, outputs].
+def trained_kernel(workdir: Path, number: int, outputs: int) -> np.ndarray:
+    """`outputs` filters of a 3x3 convolution of the run in `workdir`, [3, 3, c, outputs].
+
+    Args:
+        number: of the convolution; 0 is the first layer. Only small networks have others that are found.
 
     Raises:
         InputError: that run has no such convolution, or too few filters.
     """
-    variables = load_run(workdir).variables
-    params = variables['params']
+    params = load_run(workdir).variables['params']
+    name = f'layer{number + 1}' if 'layer1' in params else 'stem'
     try:
-        first = params['layer1'] if 'layer1' in params else params['stem']
-        kernel = np.asarray((first.get('layer') or first)['conv']['kernel'])
-        if kernel.shape[:2] != (3, 3) or kernel.shape[-1] < outputs:
-            raise InputError(
-                f'{workdir}: its first convolution is {kernel.shape}; [3, 3, c, {outputs} or more] is needed'
-            )
+        if number and name == 'stem':
+            raise KeyError(name)
+        kernel = np.asarray((params[name].get('layer') or params[name])['conv']['kernel'])
     except KeyError:
-        raise InputError(f'{workdir}: its network does not begin with a convolution') from None
+        raise InputError(f'{workdir}: convolution {number + 1} of its network is not found') from None
+    if kernel.shape[:2] != (3, 3) or kernel.shape[-1] < outputs:
+        raise InputError(f'{workdir}: its convolution is {kernel.shape}; [3, 3, c, {outputs} or more] is needed')
     return kernel[..., :outputs]
 
 
-def train_convolution(workdir: Path, data, dataset: Dataset, outputs: int) -> None:
+def train_convolution(workdir: Path, data, dataset: Dataset, num_filters: int) -> None:
     """Trains LeNet with 3x3 convolutions for 20 epochs in `workdir`, or resumes it there."""
     config = default.get_config()
     config.update_from_flattened_dict(
@@ -56,10 +58,11 @@ def train_convolution(workdir: Path, data, dataset: Dataset, outputs: int) -> No
             'model.name': 'lenet',
             'model.layer': 'conv',
             'model.stem_layer': 'conv',
-            'model.num_filters': outputs,
+            'model.num_filters': num_filters,
             'num_epochs': 20,
             'optimizer.name': 'adam',
             'log.tensorboard': False,
+            'log.plots': False,
         }
     )
     config.data = data

@@ -86,10 +86,10 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 
 
 def plot_of(results: Sequence[Result], title: str) -> plt.Figure:
-    """Relative residual against the number of images: solid on these images, dashed on held-out images."""
+    """Relative error against the number of images: solid on these images, dashed on other images."""
     convolutions = list(dict.fromkeys(result.convolution for result in results))
     figure, panels = plt.subplots(
-        1, len(convolutions), figsize=(6 * len(convolutions), 4.8), layout='constrained', sharey=True, squeeze=False
+        1, len(convolutions), figsize=(6 * len(convolutions), 5.4), layout='constrained', sharey=True, squeeze=False
     )
     for axes, convolution in zip(panels[0], convolutions, strict=True):
         for colour, (name, label) in zip(('tab:blue', 'tab:red', 'tab:grey'), LAYERS.items(), strict=True):
@@ -98,12 +98,18 @@ def plot_of(results: Sequence[Result], title: str) -> plt.Figure:
             # A logarithmic axis has no place for a residual of 0; exact imitations are drawn at its lower end.
             fitted = [max(row.fitted, AXIS_FLOOR) for row in rows]
             axes.plot(counts, fitted, color=colour, marker='o', label=label)
-            axes.plot(counts, [row.held_out for row in rows], color=colour, marker='o', linestyle='--')
+            axes.plot(
+                counts, [row.held_out for row in rows], color=colour, marker='o', fillstyle='none', linestyle='--'
+            )
         axes.axhline(1, color='black', linewidth=0.8, linestyle=':')
-        axes.set(xscale='log', yscale='log', xlabel='images to imitate it on', title=f'{convolution} 3x3 convolution')
-        axes.set(ylim=(AXIS_FLOOR / 1.5, 30))
+        axes.text(max(counts), 1.1, 'no better than a constant', ha='right', fontsize='small')
+        axes.text(min(counts), AXIS_FLOOR / 1.3, 'exact', va='top', fontsize='small')
+        axes.set(xscale='log', yscale='log', title=f'Target: a {convolution} 3x3 convolution')
+        axes.set(xlabel='number of images that one set of weights must fit', ylim=(AXIS_FLOOR / 2, 30))
         axes.grid(alpha=0.3)
-    panels[0, 0].set_ylabel('relative residual (dashed: on held-out images)')
+    panels[0, 0].set_ylabel('relative error (0.1: a tenth of the spread of the target)')
+    styles = [plt.Line2D([], [], color='black', linestyle=style) for style in ('-', '--')]
+    panels[0, -1].legend(styles, ['on the images that are fitted', 'on other images'], loc='lower right')
     panels[0, 0].legend(loc='lower right', fontsize='small')
-    figure.suptitle(title)
+    figure.suptitle(f'Can a layer of noise masks do what a 3x3 convolution does?\n{title}')
     return figure
