@@ -1,14 +1,17 @@
 """Records of a grid: which are refused, what a finished network's measurements add, and the choice of rates."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.ablation import __main__ as ablation
 from experiments.ablation import plan, rates, records, repeat, run_config, runs
+from experiments.ablation.progress import Progress
 from experiments.ablation.records import Record, record_path, settings
 from experiments.ablation.registration import GRIDS, Grid, read_grid
 from experiments.ablation.results import read_results
@@ -181,6 +184,31 @@ def test_a_record_that_no_run_of_the_grid_has_is_refused(study):
 
 
 # --- what the runner refuses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'spread, failing, extended', [(0.1, '', True), (0.01, '', False), (0.1, 'one_mask_seed1', False)]
+)
+def test_the_runner_trains_what_the_look_adds_and_nothing_twice(tmp_path, spread, failing, extended):
+    grid, trained = grid_of(tmp_path, REGISTRATION), []
+    planned = [run.name for run in runs.runs_of(grid)]
+
+    def train(batch):
+        for run in batch:
+            trained.append(run.name)
+            if run.name != failing:
+                record_of(grid, run, 0.5 + spread * (run.seed % 2)).write(record_path(tmp_path, run.name))
+
+    def train_all():
+        progress = Progress(grid, tmp_path, Console(file=io.StringIO()))
+        ablation.train_all(grid, list, lambda: read_results(tmp_path, grid), train, progress)
+        return len(progress.done)
+
+    train_all()
+    assert trained == planned + extended * ['no_noise_seed5', 'one_mask_seed5']
+    trained.clear()
+    assert train_all() == 10 + 2 * extended - bool(failing)  # those that were done before
+    assert trained == ([failing] if failing else [])
 
 
 @pytest.fixture
