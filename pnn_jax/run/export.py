@@ -101,10 +101,11 @@ def _image_shape(run: Run, result: dict) -> tuple[int, ...]:
 
 
 def _description(run: Run, result: dict, image_shape: tuple[int, ...], checkpoint: str) -> dict[str, Any]:
+    split = 'validation' if run.config.data.validation_examples else 'test'  # what its epochs were evaluated on
     return {
         'checkpoint': checkpoint,
         'step': run.step,
-        'accuracy': run.accuracy,
+        f'{split}_accuracy': run.accuracy,
         'class_names': list(result['per_class']),
         'image_shape': image_shape,
         'platforms': PLATFORMS,
