@@ -277,6 +277,9 @@ def test_the_command_prints_the_choice_and_checks_a_grid(search, tmp_path, capsy
     study.path.write_text(REGISTRATION.replace('learning_rate = 0.1', 'learning_rate = 0.2', 1))
     assert exit_code(rates.main, flags) == 2
     assert 'arm no_noise: learning_rate = 0.2, but 0.1 was chosen' in capsys.readouterr().err
+    study.path.write_text(REGISTRATION + "[[arms]]\nrow = 'flat_mask'\nruns = 5\nlearning_rate = 0.1\n")
+    assert exit_code(rates.main, flags) == 2
+    assert 'arm flat_mask: neither it nor its row flat_mask was searched' in capsys.readouterr().err
 
 
 def test_a_search_that_is_half_done_or_none_is_refused(search, study):

@@ -10,6 +10,9 @@ A grid is a file in experiments/ablation/grids/, or any other TOML file of that 
 `RESULTS/<grid>/<arm>_seed<k>.json`. If this command is killed, run it again: finished runs are kept, and the others
 resume from their last checkpoint. A run that fails does not stop the others; the next call tries it again.
 
+Runs that a blinded look adds are trained last, as soon as all runs that it looks at have records. With --shard, that
+can take another call after the other shards are done.
+
 Without --jobs, runs are trained one after another with all cores or accelerators. With --jobs=N, N processes train
 one run each, with one thread on a core of their own; for small networks that is faster.
 

@@ -71,11 +71,13 @@ def check_rates(grid: Grid, choices: dict[str, Choice]) -> None:
     """Compares the rates of a grid with those that its search chose, by the row of each arm.
 
     Raises:
-        InputError: names the first arm whose rate is another one.
+        InputError: names the first arm whose rate is another one, or was not searched.
     """
     for arm in grid.arms:
         choice = choices.get(arm.name) or choices.get(arm.row)
-        if choice and arm.learning_rate != choice.rate:
+        if choice is None:
+            raise InputError(f'{grid.name}: arm {arm.name}: neither it nor its row {arm.row} was searched')
+        if arm.learning_rate != choice.rate:
             raise InputError(
                 f'{grid.name}: arm {arm.name}: learning_rate = {arm.learning_rate}, but {choice.rate:g} was chosen'
             )

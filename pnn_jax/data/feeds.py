@@ -138,7 +138,9 @@ class DeviceFeed:
 
     def eval_batches(self, batch_size: int, split: str = 'test') -> Iterator[HostBatch]:
         """A split of `num_examples` in padded batches, as `make_evaluate` takes them."""
-        examples = {'test': self.dataset.test, 'validation': self.dataset.validation}[split]
+        examples = self.dataset.test if split == 'test' else self.dataset.validation
+        if examples is None:
+            raise ValueError('there are no validation examples: config.data.validation_examples is 0')
         return padded_batches(examples.images, examples.labels, batch_size)
 
 
