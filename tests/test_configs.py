@@ -37,11 +37,8 @@ def kernels(params):
 
 
 @pytest.fixture
-def quick_compilation(monkeypatch):
-    """Each program here runs once on four images, and takes longer to compile than to run.
-
-    So networks are short, programs are not optimized, and NumPy draws the initial values.
-    """
+def short_networks(monkeypatch):
+    """Networks have one block of each kind, and NumPy draws their initial values: nothing is compiled for these."""
     create, rng = trainer.create_model, np.random.default_rng(0)
 
     def draw(model, image_shape, **keys):
@@ -51,13 +48,10 @@ def quick_compilation(monkeypatch):
 
     monkeypatch.setattr(trainer, 'create_model', lambda *arguments: shortened(create(*arguments)))
     monkeypatch.setattr(trainer, 'init_variables', draw)
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('quick_compilation')
+@pytest.mark.usefixtures('quick_compilation', 'short_networks')
 @pytest.mark.parametrize('name', NAMES)
 def test_config_trains_a_step_and_evaluates(name):
     config = small(name)
