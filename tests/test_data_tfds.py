@@ -4,7 +4,6 @@ import pwd
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -150,13 +149,14 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
         load_dataset(data_config('tfds', tmp_path))
 
 
-def test_prepare_without_tensorflow_is_one_line_and_exit_code_2(tmp_path):
-    hide = "import sys, runpy; sys.modules['tensorflow'] = None; sys.argv[0] = 'prepare'; "
-    program = hide + "runpy.run_module('pnn_jax.prepare', run_name='__main__')"
-    command = [sys.executable, '-c', program, '--name=cifar10', f'--path={tmp_path}']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr == "error: preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'\n"
+def test_prepare_without_tensorflow_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    from pnn_jax import prepare
+
+    monkeypatch.setitem(sys.modules, 'tensorflow', None)
+    assert prepare.main(['--name=cifar10', f'--path={tmp_path}']) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ''
+    assert shown.err == "error: preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'\n"
 
 
 def test_prepare_asks_tfds_for_array_record(monkeypatch, capsys, tmp_path):

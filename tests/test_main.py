@@ -139,7 +139,7 @@ def test_a_signal_soon_after_the_start_ends_with_75(tmp_path):
         assert output.readline() == 'quickstart: starting\n'
         os.kill(process, signal.SIGINT)
         output.read()
-    assert wait() == 75
+    assert wait(process) == 75
     assert errors.read_text().splitlines()[-1] == 'stopped: received SIGINT; the same command resumes the run'
 
 

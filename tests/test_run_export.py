@@ -73,7 +73,7 @@ def test_files_describe_the_run(finished, exported):
     description = json.loads((exported / 'export.json').read_text())
     assert description['class_names'] == ['a', 'b', 'c'] and description['image_shape'] == [8, 8, 1]
     assert (description['step'], description['checkpoint']) == (8, 'latest')
-    assert description['accuracy'] == result['final_test_accuracy']
+    assert description['test_accuracy'] == result['final_test_accuracy']
     assert description['code'] == provenance()
 
 
