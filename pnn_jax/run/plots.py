@@ -70,12 +70,12 @@ def plot_confusion(evaluation: Evaluation, class_names: Sequence[str]) -> Figure
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     figure.colorbar(image, label='share of the class', shrink=0.8)
     if len(class_names) <= MAX_CLASSES_WITH_COUNTS:
-        for (row, column), count in np.ndenumerate(counts):
+        for row, column in np.argwhere(counts):
             colour = 'white' if shares[row, column] > 0.6 else 'black'
-            axes.text(column, row, str(count), ha='center', va='center', fontsize=7, color=colour)
+            axes.text(column, row, str(counts[row, column]), ha='center', va='center', fontsize=7, color=colour)
     names = [_shortened(name) for name in class_names]
     size = 8 if len(names) <= 40 else 4
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel='predicted', ylabel='label')
     axes.set_title(f'{evaluation.num_correct} of {evaluation.count} correct', fontsize=10)
@@ -95,6 +95,7 @@ def plot_mistakes(evaluation: Evaluation, images: np.ndarray, class_names: Seque
         return None
     rows, columns = MISTAKES_GRID
     worst = wrong[np.argsort(-evaluation.confidence[wrong], kind='stable')][: rows * columns]
+    rows = -(-len(worst) // columns)
     figure = Figure(figsize=(2 * columns, 2.3 * rows), layout='constrained')
     for axes, index in _cells(figure, rows, columns, worst):
         _show(axes, images[index])
