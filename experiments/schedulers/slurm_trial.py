@@ -183,14 +183,13 @@ class Trial:
 
 
 def reproducible(record: Record) -> dict[str, Any]:
-    """Everything in a record but its timings."""
-    content = record._asdict()
-    content['summary'] = {name: value for name, value in record.summary.items() if name not in TIMINGS}
-    content['history'] = [
-        {name: value for name, value in line.items() if name not in TIMINGS} for line in record.history
-    ]
-    content['correct'] = np.packbits(record.correct).tobytes(), record.correct.shape
-    return content
+    """Everything in a record but its timings and the commit; the digest of the code stays."""
+    without_timings = lambda values: {name: value for name, value in values.items() if name not in TIMINGS}
+    return record._asdict() | {
+        'summary': without_timings(record.summary) | {'code': record.code},
+        'history': [without_timings(line) for line in record.history],
+        'correct': (np.packbits(record.correct).tobytes(), record.correct.shape),
+    }
 
 
 def comparison(undisturbed: Path, disturbed: Path) -> tuple[list[str], bool]:
@@ -209,11 +208,13 @@ def comparison(undisturbed: Path, disturbed: Path) -> tuple[list[str], bool]:
     return lines, equal
 
 
-def submit(shared: Path, minutes: int, time_budget: float) -> str:
+def submit(shared: Path, minutes: int, time_budget: float | None) -> str:
     """Submits the array job and returns its id."""
     command = ['sbatch', '--parsable', f'--array=0-{PARTS - 1}', f'--time={minutes}', '--signal=TERM@10']
     logs = shared / 'part-%a.log'
-    arguments = [str(shared), str(PARTS), f'--grid={GRID}', f'--arms={ARMS}', f'--time_budget={time_budget:g}']
+    arguments = [str(shared), str(PARTS), f'--grid={GRID}', f'--arms={ARMS}']
+    if time_budget is not None:
+        arguments.append(f'--time_budget={time_budget:g}')
     return call(*command, f'--output={logs}', HERE / 'grid.sbatch', *arguments, PYTHON=sys.executable).strip()
 
 
@@ -222,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--kills', type=whole_number(0), default=6, help='how often a task is disturbed')
     parser.add_argument('--pause', type=float, default=30, help='seconds between two disturbances, on average')
     parser.add_argument('--minutes', type=whole_number(), default=3, help='time limit of a task')
-    parser.add_argument('--time_budget', type=float, default=60, help='seconds after which a task saves and stops')
+    parser.add_argument('--time_budget', type=float, help='seconds after which a task saves and stops by itself')
     parser.add_argument('--seed', type=int, default=0, help='decides the moments')
     parser.add_path(
         '--out', default='runs/slurm', help='folder for everything; keeps the undisturbed grid for the next trial'
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         call(HERE / 'slurm_cluster.sh', 'down', cluster)
 
     lines, equal = comparison(undisturbed / 'results' / GRID, shared / 'results' / GRID)
-    stopped = Counter(re.findall(r'^stopped: ([^;]+)', ''.join(p.read_text() for p in shared.glob('*.log')), re.M))
+    stopped = Counter(re.findall('stopped: ([^;]+)', ''.join(log.read_text() for log in shared.glob('*.log'))))
     print('\nStopped on request, with its state saved: ' + ', '.join(f'{why} ({n}x)' for why, n in stopped.items()))
     print('\n| second | part | what happened |\n|---|---|---|')
     print('\n'.join(f'| {when:.1f} | {part} | {what} |' for when, part, what in trial.events))
