@@ -377,6 +377,17 @@ def test_committed_records_are_of_the_committed_grids_and_rates(name):
         assert not folder.is_dir() or not grid.registration  # nothing was trained before its rates were chosen
 
 
+def test_a_record_from_before_grids_were_files_is_readable(study, tmp_path):
+    _, folder = study
+    content = json.loads(record_path(folder, 'no_noise_seed2').read_text())
+    del content['sha256'], content['registration']
+    old = {'row': content.pop('arm'), **content}
+    path = tmp_path / 'old.json'
+    path.write_text(json.dumps({'sha256': records._digest(old)} | old, indent=1))
+    record = records.read_record(path)
+    assert (record.name, record.registration, record.accuracy) == ('no_noise_seed2', '', 0.5)
+
+
 def test_a_record_survives_writing(study):
     grid, folder = study
     run = runs.runs_of(grid)[3]

@@ -135,6 +135,8 @@ def read_record(path: Path) -> Record:
         shape = content['correct']['shape']
         packed = zlib.decompress(base64.b64decode(content['correct']['packed']))
         correct = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1])
+        if 'row' in content:  # from before grids were files, when an arm was a row
+            content |= {'arm': content.pop('row'), 'registration': ''}
         record = Record(**{**content, 'correct': correct.reshape(shape).astype(bool)})
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({os_reason(error)})') from None
