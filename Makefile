@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-# Two processes, whatever the machine: most of a test is a compilation, which uses one core.
-PYTEST := $(RUN) -m pytest -n 2 --dist=loadfile
+# Two processes, whatever the machine: most of a test is a compilation, which uses one core. Each begins with half of
+# the tests, so that the tests of a file share its fixtures. One that is done takes over tests of the other.
+PYTEST := $(RUN) -m pytest -n 2 --dist=worksteal
 
-.PHONY: quickstart check test test-slow test-all test-compile lint
+.PHONY: quickstart check test test-all test-compile docs lint
 
 quickstart: $(VENV)/installed
 	$(RUN) -m pnn_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -19,16 +20,16 @@ check: $(VENV)/installed-dev
 test: check
 	$(PYTEST) -m 'not slow and not compile'
 
-# SLOW names files, for a part of the slow tests.
-SLOW :=
-test-slow: $(VENV)/installed-dev
-	$(PYTEST) -m slow $(SLOW)
-
-test-all: test test-slow
+test-all: check
+	$(PYTEST) -m 'not compile'
 
 # Compiles for TPU and GPU, without either: needs the extras tpu-compile and gpu-compile.
 test-compile: $(VENV)/installed-dev
 	$(RUN) -m pytest -m compile
+
+# The site, from docs/, into build/site.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .

@@ -85,4 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 50  # how often the progress line is updated; every update waits for the device
     log.tensorboard = True  # write TensorBoard events
+    log.plots = True  # plots of masks, confusion matrix and mistakes at the end of the run
+    log.wandb = False  # report to Weights & Biases; needs the extra wandb
+    log.mlflow = False  # report to MLflow; needs the extra mlflow
     return config

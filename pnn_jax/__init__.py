@@ -13,7 +13,6 @@ or plot library is loaded for a layer.
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
     from pnn_jax.stats import wilson_interval
     from pnn_jax.train import train_and_evaluate
 
-try:
-    __version__ = metadata.version('pnn-jax')
-except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = 'not installed'
+__version__ = '0.1.0'  # the only place; pyproject.toml reads it
 
 # name -> module that defines it
 _MODULES = {

@@ -1,7 +1,8 @@
 """The flag --config: a file, or the name of a config that comes with the package.
 
-A config file may import its neighbours (`from configs import default`). Which `configs` package that is must not depend
-on the folder in which the program was started, so it is bound to the folder of the file before the file is loaded.
+A config file may import its neighbours (`from configs import default`). Python would look for `configs` in the folder
+where the program was started, and find none there, or that of another project. So `configs` is bound to the folder of
+the file before the file is loaded. The configs of the package come last, so that a file anywhere can import them.
 """
 
 import difflib
@@ -59,7 +60,7 @@ def define_config_flag(
     holder = config_flags.DEFINE_config_file(
         'config',
         default,
-        'A config file, or the name of a config that comes with the package (noise_masks).',
+        f'A config file, or the name of a config that comes with the package: {", ".join(shipped_configs())}.',
         flag_values=flag_values,
         sys_argv=argv,
     )
@@ -82,14 +83,28 @@ def find_config(name: str) -> Path:
     path = local_path(name, '--config') if name.startswith('~') else Path(name)
     if path.is_file():
         return path
-    shipped = CONFIGS / f'{name}.py'
-    if path.name == name and not path.suffix and shipped.is_file():
-        return shipped
-    folder = path.parent if path.suffix else CONFIGS
-    known = sorted(file.name for file in folder.glob('*.py')) if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name if path.suffix else f'{path.name}.py', known, n=1)
-    hint = f' (did you mean {path.parent / near[0] if path.suffix else Path(near[0]).stem}?)' if near else ''
+    if name in shipped_configs():
+        return CONFIGS / f'{name}.py'
+    near = _nearest_file(path) or _nearest(path.stem, shipped_configs())
+    hint = f' (did you mean {near}?)' if near else ''
     raise InputError(f'--config={name}: there is no such file{hint}')
+
+
+def shipped_configs() -> list[str]:
+    """The names of the configs that come with the package."""
+    return sorted(file.stem for file in CONFIGS.glob('[!_]*.py'))
+
+
+def _nearest_file(path: Path) -> str:
+    """The Python file in the folder of `path` whose name is nearest to its name, or ''."""
+    if not path.suffix or not path.parent.is_dir():
+        return ''
+    near = _nearest(path.name, [file.name for file in path.parent.glob('*.py')])
+    return str(path.parent / near) if near else ''
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, known, n=1)), '')
 
 
 def bind_neighbours(file: Path) -> None:

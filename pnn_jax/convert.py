@@ -1,7 +1,7 @@
 """Checkpoints of PyTorch to workdirs and back.
 
-python -m pnn_jax.convert model.pth runs/model --config=configs/shared_masks.py     then --mode=eval evaluates it
-python -m pnn_jax.convert runs/model model.pth [--checkpoint=best]
+pnn-convert model.pth runs/model --config=shared_masks     pnn-train --mode=eval then evaluates runs/model
+pnn-convert runs/model model.pth [--checkpoint=best]       or: python -m pnn_jax.convert
 
 Reads a state_dict or a whole model (`torch.save(model)`, as the audit saved them), bare or inside a training
 checkpoint, from .pth files of any version since 0.4 and from .safetensors. Nothing in a file is executed. The
@@ -21,15 +21,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
-
-from pnn_jax.config_flag import define_config_flag, parse_error
 from pnn_jax.errors import InputError, RunError, one_line
+from pnn_jax.extras import imports_of_command
 from pnn_jax.paths import local_path
-from pnn_jax.pytorch.convert import from_workdir, to_workdir
-from pnn_jax.run.workdir import flat_fields
+
+with imports_of_command('pnn-convert'):
+    import ml_collections
+    from absl import flags
+    from ml_collections import config_flags
+
+    from pnn_jax.config_flag import define_config_flag, parse_error
+    from pnn_jax.pytorch.convert import from_workdir, to_workdir
+    from pnn_jax.run.workdir import flat_fields
 
 DEFAULT_CONFIG = 'default'
 
@@ -105,7 +108,7 @@ def _export(workdir: Path, target: Path, checkpoint: str, arguments: Sequence[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m pnn_jax.convert', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog='pnn-convert', description=__doc__.splitlines()[0])
     parser.add_argument('source', metavar='IN', help='a .pth or .safetensors file, or a workdir')
     parser.add_argument('target', metavar='OUT', help='a new workdir, or a new .pth file')
     parser.add_argument('--checkpoint', choices=('latest', 'best'), default='latest', help='which one of a workdir')

@@ -26,6 +26,8 @@ class Evaluation:
         labels: int32 [n].
         loss: mean cross entropy in nats, over examples with finite logits.
         nonfinite: examples with a logit that is not finite; they count as wrong.
+        predicted: int32 [n], the predicted class; -1 where a logit is not finite.
+        confidence: float32 [n], the softmax probability of the predicted class.
     """
 
     correct: np.ndarray
@@ -33,6 +35,8 @@ class Evaluation:
     labels: np.ndarray
     loss: float
     nonfinite: int
+    predicted: np.ndarray
+    confidence: np.ndarray
 
     @property
     def count(self) -> int:
@@ -92,6 +96,8 @@ def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = Non
             'label': batch['label'],
             'correct': judgement.correct,
             'top5': judgement.top5,
+            'predicted': judgement.predicted,
+            'confidence': judgement.confidence,
         }
         return totals, jax.lax.all_gather(outcomes, 'batch', tiled=True)
 
@@ -111,9 +117,13 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
     eval_step = make_eval_step(predict)
 
     def evaluate(variables, batches: Iterable[HostBatch], num_examples: int) -> Evaluation:
-        correct = np.zeros(num_examples, bool)
-        top5 = np.zeros(num_examples, bool)
-        labels = np.zeros(num_examples, np.int32)
+        outcomes_of = {
+            'correct': np.zeros(num_examples, bool),
+            'top5': np.zeros(num_examples, bool),
+            'label': np.zeros(num_examples, np.int32),
+            'predicted': np.zeros(num_examples, np.int32),
+            'confidence': np.zeros(num_examples, np.float32),
+        }
         seen = np.zeros(num_examples, bool)
         num_correct = count = nonfinite = 0
         loss = 0.0
@@ -125,13 +135,14 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
             valid = outcomes['batch_mask']
             index = outcomes['index'][valid]
             seen[index] = True
-            correct[index] = outcomes['correct'][valid]
-            top5[index] = outcomes['top5'][valid]
-            labels[index] = outcomes['label'][valid]
-        if not (count == num_examples and seen.all() and num_correct == correct.sum()):
+            for name, array in outcomes_of.items():
+                array[index] = outcomes[name][valid]
+        labels = outcomes_of.pop('label')
+        if not (count == num_examples and seen.all() and num_correct == outcomes_of['correct'].sum()):
             raise AssertionError(f'counted {count} examples and {num_correct} correct of {num_examples}')
         finite = num_examples - nonfinite
-        return Evaluation(correct, top5, labels, loss / finite if finite else float('nan'), nonfinite)
+        mean_loss = loss / finite if finite else float('nan')
+        return Evaluation(labels=labels, loss=mean_loss, nonfinite=nonfinite, **outcomes_of)
 
     return evaluate
 

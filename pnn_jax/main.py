@@ -1,4 +1,9 @@
-"""python -m pnn_jax.main --config=configs/noise_masks.py --workdir=runs/noise_masks
+"""Trains or evaluates a network as a config says. The same command resumes a run that was stopped.
+
+pnn-train --config=noise_masks --workdir=runs/noise_masks      or: python -m pnn_jax.main
+
+--config is a file, or the name of a config that comes with the package. Every field of it is a flag:
+--config.model.num_masks=8
 
 Exit codes: 0 done; 1 the run failed (one line says why); 2 wrong usage, config or input; 75 stopped early on request
 (SIGTERM, SIGINT or --time_budget) with its state saved: the same command resumes the run.
@@ -11,20 +16,23 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from pnn_jax.config_flag import config_name, define_config_flag, parse_error
 from pnn_jax.errors import InputError, RunError, StoppedEarly, one_line, os_reason
+from pnn_jax.extras import imports_of_command
 from pnn_jax.paths import local_path
-from pnn_jax.runtime import (
-    CPU_XLA_FLAGS,
-    STOPPED_EARLY,
-    protect_standard_streams,
-    quieten_logs,
-    restart_with_huge_pages,
-    stop_conditions,
-)
+
+with imports_of_command('pnn-train'):
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    from pnn_jax.config_flag import config_name, define_config_flag, parse_error, shipped_configs
+    from pnn_jax.runtime import (
+        CPU_XLA_FLAGS,
+        STOPPED_EARLY,
+        protect_standard_streams,
+        quieten_logs,
+        restart_with_huge_pages,
+        stop_conditions,
+    )
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the files of the run; default: runs/<name of the config>.')
@@ -55,7 +63,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
-            raise InputError('--config=configs/<name>.py is required')
+            raise InputError(
+                f'--config is required: a file, or the name of a config of the package ({", ".join(shipped_configs())})'
+            )
         CONFIG.value.to_dict()  # a file that cannot be loaded raises only when it is used
         check_flags()
     except Exception as error:  # noqa: BLE001  (a config file is a program, which can raise anything)
@@ -166,6 +176,15 @@ def main(argv: list[str]) -> None:
         note_ineffective_overrides(config)
         result = train_and_evaluate(config, workdir, should_stop=should_stop, lock=LOCK.value)
         say(describe_run_result(result, workdir))
+
+
+def command() -> NoReturn:
+    """The console command `pnn-train`: this process becomes `python -m pnn_jax.main`.
+
+    -P keeps the current folder out of the imports, as for any console command. A folder that happens to hold a
+    `jax.py` is then no problem.
+    """
+    os.execv(sys.executable, [sys.executable, '-P', '-m', 'pnn_jax.main', *sys.argv[1:]])
 
 
 if __name__ == '__main__':

@@ -49,6 +49,8 @@ class Judgement:
         loss: float32, cross entropy.
         finite: bool, all logits are.
         valid: bool, not padding.
+        predicted: int32, the class with the largest logit, of equal ones the first; -1 where a logit is not finite.
+        confidence: float32, the softmax probability of that class; 0 where a logit is not finite.
     """
 
     correct: jax.Array
@@ -56,6 +58,8 @@ class Judgement:
     loss: jax.Array
     finite: jax.Array
     valid: jax.Array
+    predicted: jax.Array
+    confidence: jax.Array
 
     def total(self) -> Metrics:
         return Metrics(
@@ -90,4 +94,6 @@ def judge(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> Judgem
         loss=jnp.where(finite & is_class, losses, 0.0),
         finite=finite,
         valid=batch_mask,
+        predicted=jnp.where(finite, logits.argmax(-1), -1),
+        confidence=jnp.where(finite, jax.nn.softmax(logits).max(-1), 0.0),
     )

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,11 @@ from pnn_jax.models.registry import count_variables
 from pnn_jax.optim import learning_rate_at
 from pnn_jax.run.checkpoints import Checkpointer
 from pnn_jax.run.console import say
-from pnn_jax.run.log import Progress, RunLog
+from pnn_jax.run.log import FinishedRun, Progress, RunLog, check_writers
 from pnn_jax.run.result import describe_run, run_result, summarise_seeds
 from pnn_jax.run.resume import check_resumable, resume
 from pnn_jax.run.workdir import Workdir
-from pnn_jax.train_step import TrainState, all_variables
+from pnn_jax.train_step import TrainState, Variables, all_variables
 from pnn_jax.trainer import Trainer
 from pnn_jax.validate import check_batch_norms
 
@@ -55,6 +56,7 @@ def train_and_evaluate(
         RunError: the loss is not finite, checkpoints are damaged, the disk is full.
         StoppedEarly: `should_stop` returned a reason; the same call resumes the run.
     """
+    check_writers(config)
     trainer = Trainer.create(config, dataset)
     # Not part of `create`, because a network can be evaluated with a batch size that it cannot be trained with.
     check_batch_norms(
@@ -137,7 +139,7 @@ def train_seed(
                 if trainer.epoch_split != 'test':
                     workdir.write_test_outcomes(evaluation.correct, evaluation.labels)
             result = workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
-            log.finish(workdir.history)
+            log.finish(finished_run(trainer, workdir, result, evaluation, all_variables(state, fixed)))
             return result
 
 
@@ -146,6 +148,22 @@ def progress(trainer: Trainer, config, state: TrainState, step: int, images_per_
     train = jax.device_get(state.epoch_metrics).compute()
     total = config.num_epochs * trainer.steps_per_epoch
     return Progress(step, total, train['loss'], train['accuracy'], images_per_second)
+
+
+def finished_run(
+    trainer: Trainer, workdir: Workdir, result: dict, evaluation: Evaluation, variables: Variables
+) -> FinishedRun:
+    """What the log writers are told at the end."""
+    return FinishedRun(
+        history=workdir.history,
+        result=result,
+        evaluation=evaluation,
+        class_names=trainer.data.class_names,
+        images=trainer.feed.test_images,
+        model=trainer.model,
+        variables=variables,
+        preprocess=partial(trainer.preprocess, None, augment='none'),
+    )
 
 
 def epoch_metrics(trainer: Trainer, state: TrainState, evaluation: Evaluation) -> dict:

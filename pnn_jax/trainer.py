@@ -20,7 +20,7 @@ from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.hosts import agreed, replicate
 from pnn_jax.models.registry import create_model
-from pnn_jax.models.variables import draw_variables, init_variables
+from pnn_jax.models.variables import init_variables, variable_shapes
 from pnn_jax.optim import Schedule, create_optimizer, learning_rate_schedule
 from pnn_jax.run.console import say
 from pnn_jax.run.result import DataSummary
@@ -80,6 +80,7 @@ class Trainer:
                 feed.num_train,
                 feed.num_examples['test'],
                 data.class_names,
+                tuple(feed.image_shape),
                 feed.num_examples.get('validation', 0),
             ),
             schedule=schedule,
@@ -130,18 +131,19 @@ class Trainer:
 
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
         """A new state and the fixed collections, with a copy on every device."""
-        state, fixed = replicate(self._init(init_variables, seed, mask_seed), self.replicated)
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        mask_key = jax.random.key(mask_seed)
+        variables = init_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
+        state, fixed = replicate(self._start(variables, run_key), self.replicated)
         release_unused()
         return state, fixed
 
     @cached_property
     def shapes(self) -> tuple[TrainState, Variables]:
         """The shapes and types of what `init` returns. Nothing is computed."""
-        return jax.eval_shape(lambda: self._init(draw_variables, 0, 0))
+        return jax.eval_shape(self._start, variable_shapes(self.model, self.feed.image_shape), jax.random.key(0))
 
-    def _init(self, draw: Callable[..., Variables], seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        variables = draw(self.model, self.feed.image_shape, key=init_key, mask_key=jax.random.key(mask_seed))
+    def _start(self, variables: Variables, run_key: jax.Array) -> tuple[TrainState, Variables]:
         return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
 
     @cached_property

@@ -1,13 +1,17 @@
-"""Runs of the command line without the seconds that an interpreter takes to import jax.
+"""Runs of the command lines without the seconds that an interpreter takes to import jax.
 
 A server process imports everything once and starts no device. For every run it forks a child, which is then a process
 like that of `python -m pnn_jax.main`: with its own flags, devices, signal handlers, standard streams and exit code.
+`python -m experiments.ablation` is run in the same way.
 """
 
 import functools
+import gc
+import importlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +19,12 @@ from typing import IO, NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
+LONGEST_SECONDS = 300  # of a run
+# All that a run imports, also what it imports late.
+IMPORTED = (
+    *('pnn_jax.main', 'pnn_jax.train', 'pnn_jax.evaluate_run', 'pnn_jax.run.curves', 'scipy.stats', 'sklearn.datasets'),
+    *('experiments.ablation.__main__', 'experiments.command', 'experiments.robustness.kill_test'),
+)
 
 
 class Done(NamedTuple):
@@ -34,46 +44,50 @@ def server() -> subprocess.Popen:
     )
 
 
+def _ask(**request) -> int:
+    server().stdin.write(json.dumps(request) + '\n')
+    server().stdin.flush()
+    return int(server().stdout.readline())
+
+
 def start(
     *arguments: str,
     stdout: str | os.PathLike,
     stderr: str | os.PathLike,
     cwd: str | os.PathLike = ROOT,
     setup: str = '',
+    program: str = 'pnn_jax.main',
 ) -> int:
-    """Starts a run and returns the id of its process; `wait` must follow. Arguments as `run`."""
-    request = {
-        'argv': arguments,
-        'cwd': os.fspath(cwd),
-        'setup': setup,
-        'stdout': os.fspath(stdout),
-        'stderr': os.fspath(stderr),
-    }
-    server().stdin.write(json.dumps(request) + '\n')
-    server().stdin.flush()
-    return int(server().stdout.readline())
-
-
-def wait() -> int:
-    """Returns the exit code of the run that was started; negative for a signal."""
-    return int(server().stdout.readline())
-
-
-def run(*arguments: str, cwd: str | os.PathLike = ROOT, setup: str = '', stdout: str | os.PathLike = '') -> Done:
-    """Runs `python -m pnn_jax.main` with `arguments` to its end.
+    """Starts a run and returns the id of its process; `wait` must follow. Several may run at once.
 
     Args:
         arguments: of the command line.
+        stdout, stderr: files to write to, such as /dev/full or a named pipe.
         cwd: the current folder.
         setup: Python code that the process runs first.
-        stdout: a file to write to, such as /dev/full or a named pipe; the default is one that is read.
+        program: 'pnn_jax.main' or 'experiments.ablation'.
+    """
+    streams = {'stdout': os.fspath(stdout), 'stderr': os.fspath(stderr)}
+    return _ask(start=program, argv=arguments, cwd=os.fspath(cwd), setup=setup, **streams)
+
+
+def wait(process: int) -> int:
+    """Returns the exit code of a run that was started; negative for a signal."""
+    return _ask(wait=process)
+
+
+def run(*arguments: str, stdout: str | os.PathLike = '', **options) -> Done:
+    """Runs `python -m pnn_jax.main` with `arguments` to its end.
+
+    Args:
+        stdout: a file to write to; the default is one that is read.
+        options: as `start`.
     """
     with tempfile.TemporaryDirectory() as folder:
         streams = {name: os.path.join(folder, name) for name in ('stdout', 'stderr')}
         if stdout:
             streams['stdout'] = os.fspath(stdout)
-        start(*arguments, cwd=cwd, setup=setup, **streams)
-        returncode = wait()
+        returncode = wait(start(*arguments, **streams, **options))
         output = '' if stdout else _read(streams['stdout'])
         return Done(returncode, output, _read(streams['stderr']))
 
@@ -83,15 +97,16 @@ def _read(path: str) -> str:
 
 
 def _become(request: dict) -> None:
-    """Makes this process that of the run."""
+    """Makes this process that of the run. One that hangs is ended by the alarm."""
+    signal.alarm(LONGEST_SECONDS)
     for number, name in ((1, 'stdout'), (2, 'stderr')):
-        descriptor = os.open(request[name], os.O_WRONLY | os.O_CREAT, 0o600)
+        descriptor = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(request['cwd'])
     sys.stdout = _text(1)
     sys.stderr = _text(2, buffering=1)
-    sys.argv = ['pnn_jax/main.py', *request['argv']]
+    sys.argv = [request['start'], *request['argv']]
     exec(request['setup'], {'__name__': 'setup'})
 
 
@@ -99,28 +114,38 @@ def _text(descriptor: int, **options) -> IO[str]:
     return open(descriptor, 'w', encoding='utf-8', closefd=False, **options)
 
 
-def serve() -> bool:
-    """Forks a run for every line of standard input. True in a forked process, False where the input has ended."""
+def serve() -> str:
+    """Forks a run for every request to start one.
+
+    Returns:
+        In a forked process, the program to run; '' in the server, where the input has ended.
+    """
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')  # the run has other streams under 0 and 1
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     for line in requests:
-        child = os.fork()
-        if child == 0:
-            _become(json.loads(line))
-            return True
-        print(child, flush=True, file=answers)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True, file=answers)
-    return False
+        request = json.loads(line)
+        if 'wait' in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request['wait'], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(request)
+                return request['start']
+        print(answer, flush=True, file=answers)
+    return ''
 
 
 if __name__ == '__main__':
     from absl import app, logging
 
     logging.use_absl_handler()  # as app.run does; without it, a warning during an import sets up another handler
-    import pnn_jax.evaluate_run
-    import pnn_jax.main
-    import pnn_jax.train
-
-    if serve():
-        app.run(pnn_jax.main.main, flags_parser=pnn_jax.main.parse)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()  # so that a child's garbage collector does not copy every page
+    program = serve()
+    if program == 'pnn_jax.main':
+        main = sys.modules[program]
+        app.run(main.main, flags_parser=main.parse)
+    elif program:
+        sys.exit(sys.modules['experiments.command'].exit_code(sys.modules[f'{program}.__main__'].main))

@@ -31,10 +31,19 @@ def _compilation_cache() -> str:
 
 # Environment variables, so that the processes that tests start share the cache.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compilation_cache()
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import jax  # noqa: E402  (the variables are read when jax starts)
+import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def quick_compilation():
+    """Leaves out XLA's optimizations, for programs that take longer to optimize than to run."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)

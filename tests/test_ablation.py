@@ -1,14 +1,10 @@
-"""The grid: its configs, how it resumes after a kill, its workers, what it refuses."""
+"""The grid: its configs, its workers, what it refuses. How it resumes after a kill is in test_ablation_kills.py."""
 
 import dataclasses
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.ablation import __main__ as ablation
-from experiments.ablation import records, registration, run_config, runs, shared_data, workers
+from experiments.ablation import registration, run_config, runs, shared_data, workers
 from experiments.ablation.runner import Outcome, Task
 from experiments.command import exit_code
 from pnn_jax import train
@@ -25,7 +21,6 @@ from pnn_jax.errors import InputError, StoppedEarly
 from pnn_jax.validate import validate_config
 
 SMOKE, AUDIT = registration.read_grid('smoke'), registration.read_grid('audit')
-ROW = 'no_noise'
 
 
 def test_every_grid_is_valid_and_builds_its_configs():
@@ -78,119 +73,6 @@ def test_shards_are_a_partition():
     planned = runs.runs_of(SMOKE)
     shards = [runs.choose_runs(SMOKE, planned, f'{index}/4', '') for index in range(4)]
     assert sorted(run.name for shard in shards for run in shard) == sorted(run.name for run in planned)
-
-
-def start(folder, *flags) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'experiments.ablation', '--grid=smoke', f'--arms={ROW}', *flags]
-    return subprocess.Popen(
-        [*command, f'--output={folder}/runs', f'--results={folder}/results'],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-    )
-
-
-def reproducible(path) -> dict:
-    """A record without its timings."""
-    content = json.loads(path.read_text())
-    content.pop('sha256')
-    content['summary'].pop('seconds')
-    for line in content['history']:
-        del line['seconds'], line['images_per_second']
-    return content
-
-
-@pytest.mark.slow
-def test_killed_grid_resumes_to_the_same_results(tmp_path):
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    process = start(whole)
-    shown, _ = process.communicate()
-    assert process.returncode == 0, shown
-    assert ROW in shown and '2 of 2 runs done' in ' '.join(shown.split())
-    names = sorted(path.name for path in (whole / 'results/smoke').iterdir())
-    assert names == [f'{ROW}_seed{seed}.json' for seed in (0, 1)]
-
-    shutil.copytree(whole / 'runs/smoke/compiled', killed / 'runs/smoke/compiled')
-    process = start(killed)
-    first_epoch = killed / f'runs/smoke/{ROW}_seed0/metrics.jsonl'
-    while not first_epoch.exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(np.random.default_rng().uniform(0, 2))  # any instant must do
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    process = start(killed)
-    shown, _ = process.communicate()
-    assert process.returncode == 0, shown
-    for name in names:
-        assert reproducible(killed / 'results/smoke' / name) == reproducible(whole / 'results/smoke' / name)
-
-    record = records.read_record(whole / f'results/smoke/{ROW}_seed0.json')
-    assert [int(epoch.sum()) for epoch in record.correct] == [line['test_correct'] for line in record.history]
-    assert str(tmp_path) not in (whole / f'results/smoke/{ROW}_seed0.json').read_text()
-
-
-def worker_of(folder: Path, seed: int, known: set[int]) -> int:
-    """Waits until a new process works on a run, and returns its id."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        for log in (folder / 'runs/smoke').glob('worker*.log'):
-            for line in log.read_text().splitlines():
-                words = line.split()
-                if words[:1] == ['process'] and words[-1] == f'{ROW}_seed{seed}' and int(words[1][:-1]) not in known:
-                    return int(words[1][:-1])
-        time.sleep(0.02)
-    raise AssertionError(f'nobody works on seed {seed} in {folder}')
-
-
-def wait_until_gone(process: int) -> None:
-    """Waits until a process has ended (it may stay as a zombie where nobody collects it)."""
-    stat = Path(f'/proc/{process}/stat')
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if stat.read_text().rpartition(')')[2].split()[0] == 'Z':
-                return
-        except OSError:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f'process {process} is still there')
-
-
-@pytest.mark.slow
-def test_killed_and_stopped_workers_resume_to_the_same_results(tmp_path):
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    shown, _ = (process := start(whole, '--jobs=2')).communicate()
-    assert process.returncode == 0 and '2 of 2 runs done' in ' '.join(shown.split()), shown
-    shutil.copytree(whole / 'runs/smoke/compiled', killed / 'runs/smoke/compiled')
-
-    # A worker is killed: its run fails, the other one is done.
-    process = start(killed, '--jobs=2')
-    known = {worker_of(killed, 1, set())}
-    os.kill(*known, signal.SIGKILL)
-    shown, _ = process.communicate()
-    assert process.returncode == 1 and 'SIGKILL' in shown and 'error: 1 runs failed' in shown, shown
-    assert [path.name for path in (killed / 'results/smoke').iterdir()] == [f'{ROW}_seed0.json']
-
-    # The parent is asked to stop: the worker saves its run.
-    process = start(killed, '--jobs=2')
-    known.add(worker_of(killed, 1, known))
-    process.send_signal(signal.SIGTERM)
-    shown, _ = process.communicate()
-    assert process.returncode == 75 and 'stopped: received SIGTERM' in shown, shown
-
-    # The parent is killed: the worker ends.
-    process = start(killed, '--jobs=2')
-    worker = worker_of(killed, 1, known)
-    process.kill()
-    wait_until_gone(worker)
-    process.communicate()
-
-    shown, _ = (process := start(killed, '--jobs=2')).communicate()
-    assert process.returncode == 0, shown
-    for seed in (0, 1):
-        name = f'results/smoke/{ROW}_seed{seed}.json'
-        assert reproducible(killed / name) == reproducible(whole / name)
 
 
 class FakeWorker(workers.Worker):

@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 # The lines of the picture, from top to bottom.
 ORDER = [
-    'errors paths padding options runtime hosts',
+    'errors extras paths padding options runtime hosts',
     'ops',
     'nn',
     'models',
@@ -18,7 +18,7 @@ ORDER = [
     'run.resume',
     'train',
     'evaluate_run pytorch config_flag',
-    'main convert',
+    'main convert export prepare',
 ]
 LEVELS = {name: level for level, line in enumerate(ORDER) for name in line.split()}
 

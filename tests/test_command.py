@@ -57,6 +57,7 @@ sys.exit(exit_code(main))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('where', ['a full disk', 'a closed pipe'])
 def test_a_real_process_ends_as_if_it_had_been_heard(where, tmp_path):
     process = [sys.executable, '-c', SCRIPT, str(tmp_path / 'result')]
@@ -160,6 +161,7 @@ def tell_environment(connection, name):
     connection.send(os.environ.get(name))
 
 
+@pytest.mark.slow
 def test_a_process_has_its_environment_and_leaves_ours_alone(monkeypatch):
     monkeypatch.delenv('PNN_TEST', raising=False)
     process, connection = start_process(tell_environment, 'PNN_TEST', environment={'PNN_TEST': 'yes'})

@@ -1,4 +1,4 @@
-"""Every config builds, trains one step and evaluates at small width; its docstring says what it stands for."""
+"""Every config builds, trains one step and evaluates at small size; its docstring says what it stands for."""
 
 import importlib
 import pathlib
@@ -6,11 +6,13 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from tiny_runs import shortened
 
 from configs import default
+from pnn_jax import trainer
 from pnn_jax.data import Dataset, Split
+from pnn_jax.models.variables import variable_shapes
 from pnn_jax.train_step import all_variables
-from pnn_jax.trainer import Trainer
 from pnn_jax.validate import check_fits_data, validate_config
 
 NAMES = sorted(
@@ -35,15 +37,21 @@ def kernels(params):
 
 
 @pytest.fixture
-def quick_compilation():
-    """Each program here runs once on four images, and takes longer to optimize than to run."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+def short_networks(monkeypatch):
+    """Networks have one block of each kind, and NumPy draws their initial values: nothing is compiled for these."""
+    create, rng = trainer.create_model, np.random.default_rng(0)
+
+    def draw(model, image_shape, **keys):
+        variables = variable_shapes(model, image_shape)
+        drawn = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), variables)
+        return drawn | {'batch_stats': jax.tree.map(np.abs, drawn['batch_stats'])}
+
+    monkeypatch.setattr(trainer, 'create_model', lambda *arguments: shortened(create(*arguments)))
+    monkeypatch.setattr(trainer, 'init_variables', draw)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('quick_compilation')
+@pytest.mark.usefixtures('quick_compilation', 'short_networks')
 @pytest.mark.parametrize('name', NAMES)
 def test_config_trains_a_step_and_evaluates(name):
     config = small(name)
@@ -55,16 +63,16 @@ def test_config_trains_a_step_and_evaluates(name):
     split = Split(images=images, labels=np.arange(4, dtype=np.int32))
     dataset = Dataset(name='random', train=split, test=split, class_names=tuple('abcd'), digest='')
     check_fits_data(config, images.shape[1:])
-    trainer = Trainer.create(config, dataset)
-    state, fixed = trainer.init(0, 0)
+    made = trainer.Trainer.create(config, dataset)
+    state, fixed = made.init(0, 0)
     before = kernels(state.params)
-    (batches,) = trainer.feed.batches(state.key, epoch=0)
-    state = trainer.train_steps(state, fixed, batches)
+    (batches,) = made.feed.batches(state.key, epoch=0)
+    state = made.train_steps(state, fixed, batches)
     assert int(state.step) == 1
     assert int(state.diverged_at) == -1
     unmoved = [name for name, kernel in kernels(state.params).items() if (kernel == before[name]).all()]
     assert not unmoved
-    evaluation = trainer.evaluate(all_variables(state, fixed))
+    evaluation = made.evaluate(all_variables(state, fixed))
     assert evaluation.count == 4
     assert np.isfinite(evaluation.loss)
 

@@ -4,7 +4,6 @@ import pwd
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def test_prepared_set_is_read_exactly(prepared, tmp_path):
 def test_unprepared_set_stops_at_once_with_the_command(tmp_path, name, caplog):
     with pytest.raises(InputError) as error:
         load_dataset(data_config('tfds', tmp_path, name=name))
-    assert str(error.value).endswith(f'python -m pnn_jax.data.prepare --name={name} --path={tmp_path}')
+    assert str(error.value).endswith(f'python -m pnn_jax.prepare --name={name} --path={tmp_path}')
     assert '\n' not in str(error.value) and not caplog.records
     assert list(tmp_path.iterdir()) == []
 
@@ -71,7 +70,7 @@ def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
 def test_default_folder_needs_a_home_directory(monkeypatch, capsys, tmp_path):
     import tensorflow_datasets as tfds
 
-    from pnn_jax.data import prepare
+    from pnn_jax import prepare
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('HOME')
@@ -89,7 +88,7 @@ def test_default_folder_needs_a_home_directory(monkeypatch, capsys, tmp_path):
 def test_urls_are_refused_before_anything_is_downloaded(monkeypatch, capsys):
     import tensorflow_datasets as tfds
 
-    from pnn_jax.data import prepare
+    from pnn_jax import prepare
 
     with pytest.raises(InputError, match=r'^config\.data\.path=gs://bucket/x: URLs are not read'):
         load_dataset(data_config('tfds', 'gs://bucket/x'))
@@ -150,19 +149,20 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
         load_dataset(data_config('tfds', tmp_path))
 
 
-def test_prepare_without_tensorflow_is_one_line_and_exit_code_2(tmp_path):
-    hide = "import sys, runpy; sys.modules['tensorflow'] = None; sys.argv[0] = 'prepare'; "
-    program = hide + "runpy.run_module('pnn_jax.data.prepare', run_name='__main__')"
-    command = [sys.executable, '-c', program, '--name=cifar10', f'--path={tmp_path}']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr == "error: preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'\n"
+def test_prepare_without_tensorflow_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    from pnn_jax import prepare
+
+    monkeypatch.setitem(sys.modules, 'tensorflow', None)
+    assert prepare.main(['--name=cifar10', f'--path={tmp_path}']) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ''
+    assert shown.err == "error: preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'\n"
 
 
 def test_prepare_asks_tfds_for_array_record(monkeypatch, capsys, tmp_path):
     import tensorflow_datasets as tfds
 
-    from pnn_jax.data import prepare
+    from pnn_jax import prepare
 
     asked = []
 

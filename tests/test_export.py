@@ -7,11 +7,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_runs import shortened
 
 from configs import default
 from pnn_jax.data.augment import preprocess
 from pnn_jax.models.registry import create_model
-from pnn_jax.models.variables import draw_variables
+from pnn_jax.models.variables import variable_shapes
 from pnn_jax.optim import create_optimizer
 from pnn_jax.train_step import all_variables, create_train_state, fixed_collections, train_step
 
@@ -31,10 +32,10 @@ def test_steps_lower_for_every_platform(name):
     size = config.data.image_size or (28 if len(config.data.mean) == 1 else 32)
     shape = (size, size, len(config.data.mean))
     dtype = jnp.dtype(config.model.dtype)
-    model = create_model(config.model, num_classes=10)
+    model = shortened(create_model(config.model, num_classes=10))
     optimizer = create_optimizer(config.optimizer, lambda step: 0.1)
     key = jax.random.key(0)
-    variables = jax.eval_shape(lambda: draw_variables(model, shape, key=key, mask_key=key))
+    variables = variable_shapes(model, shape)
     state = jax.eval_shape(lambda variables: create_train_state(variables, optimizer, key), variables)
     fixed = fixed_collections(variables)
     images, labels = jax.ShapeDtypeStruct((8, *shape), jnp.uint8), jax.ShapeDtypeStruct((8,), jnp.int32)

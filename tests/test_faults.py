@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 from command_line import QUICKSTART, ROOT, run
-from tiny_runs import NUM_TEST, TINY, tree_of, write_npz
+from tiny_runs import NO_PLOT, NUM_TEST, TINY, tree_of, write_npz
 
 from pnn_jax.errors import InputError
 from pnn_jax.run.checkpoints import Checkpointer
@@ -43,8 +43,9 @@ def other_data(tmp_path_factory) -> pathlib.Path:
     return write_npz(tmp_path_factory.mktemp('data') / 'other.npz', seed=1, names=['кот', 'dog', 'owl'])
 
 
-def train(workdir, data, *arguments, **options):
-    return run(*TINY, f'--config.data.path={data}', f'--workdir={workdir}', *arguments, **options)
+def train(workdir, data, *arguments, setup='', **options):
+    common = (*TINY, f'--config.data.path={data}', f'--workdir={workdir}')
+    return run(*common, *arguments, setup=f'{NO_PLOT}\n{setup}', **options)
 
 
 @pytest.fixture(scope='module')

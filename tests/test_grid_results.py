@@ -1,14 +1,17 @@
 """Records of a grid: which are refused, what a finished network's measurements add, and the choice of rates."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.ablation import __main__ as ablation
-from experiments.ablation import plan, rates, records, run_config, runs
+from experiments.ablation import plan, rates, records, repeat, run_config, runs
+from experiments.ablation.progress import Progress
 from experiments.ablation.records import Record, record_path, settings
 from experiments.ablation.registration import GRIDS, Grid, read_grid
 from experiments.ablation.results import read_results
@@ -183,6 +186,31 @@ def test_a_record_that_no_run_of_the_grid_has_is_refused(study):
 # --- what the runner refuses ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    'spread, failing, extended', [(0.1, '', True), (0.01, '', False), (0.1, 'one_mask_seed1', False)]
+)
+def test_the_runner_trains_what_the_look_adds_and_nothing_twice(tmp_path, spread, failing, extended):
+    grid, trained = grid_of(tmp_path, REGISTRATION), []
+    planned = [run.name for run in runs.runs_of(grid)]
+
+    def train(batch):
+        for run in batch:
+            trained.append(run.name)
+            if run.name != failing:
+                record_of(grid, run, 0.5 + spread * (run.seed % 2)).write(record_path(tmp_path, run.name))
+
+    def train_all():
+        progress = Progress(grid, tmp_path, Console(file=io.StringIO()))
+        ablation.train_all(grid, list, lambda: read_results(tmp_path, grid), train, progress)
+        return len(progress.done)
+
+    train_all()
+    assert trained == planned + extended * ['no_noise_seed5', 'one_mask_seed5']
+    trained.clear()
+    assert train_all() == 10 + 2 * extended - bool(failing)  # those that were done before
+    assert trained == ([failing] if failing else [])
+
+
 @pytest.fixture
 def no_training(monkeypatch):
     """Makes the runner end before it trains, and forget that jax was configured."""
@@ -237,6 +265,44 @@ def test_the_plan_names_weights_and_hours(capsys, no_training, monkeypatch, tmp_
     cells = [cell.strip() for cell in line.strip('│').split('│')]
     assert cells[:5] == ['baseline', '1', '5', '10,000', '+0.0% no_noise']
     assert cells[-1] == '0.0'  # 2 * 300 images at 10 a second: a minute
+
+
+# --- runs that were trained again -------------------------------------------------------------------------------------
+
+
+def test_a_repeated_run_is_compared_bit_for_bit(study, tmp_path, capsys):
+    grid, folder = study
+    again = tmp_path / 'again' / 'study'
+    again.mkdir(parents=True)
+    flags = [f'--grid={grid.path}', f'--results={tmp_path}/results', f'--again={tmp_path}/again']
+    assert exit_code(repeat.main, flags) == 2 and 'there is no record' in capsys.readouterr().err
+    record = records.read_record(record_path(folder, 'one_mask_seed3'))
+    timed = [line | {'seconds': 5.0} for line in record.history]
+    record._replace(history=timed).write(record_path(again, record.name))
+    assert exit_code(repeat.main, flags) == 0
+    assert 'one_mask_seed3: the same bit for bit' in capsys.readouterr().out
+
+    other = [record.history[0] | {'validation_accuracy': 0.3}, record.history[1]]
+    outcomes = record.correct.copy()
+    outcomes[0, :2] ^= True
+    summary = record.summary | {'device': '1 x other'}
+    record._replace(history=other, correct=outcomes, summary=summary).write(record_path(again, record.name))
+    assert exit_code(repeat.main, flags) == 1
+    shown = capsys.readouterr()
+    assert 'one_mask_seed3: 2 outcomes; epoch 1: validation_accuracy 0.2 -> 0.3\n' in shown.out
+    assert 'device null -> "1 x other"' in shown.out and '1 of 1 runs are not the same' in shown.err
+
+
+def test_single_runs_can_be_chosen(study):
+    grid, _ = study
+    chosen = runs.choose_runs(grid, runs.runs_of(grid), '0/1', 'no_noise_seed3,one_mask')
+    assert [run.name for run in chosen if run.arm.name == 'no_noise'] == ['no_noise_seed3'] and len(chosen) == 6
+    for name in ('no_nose_seed3', 'no_noise_seed6'):
+        with pytest.raises(
+            InputError, match=f"'{name}' is not one of no_noise, one_mask, nor a run of the grid, such as"
+        ):
+            runs.choose_runs(grid, [], '0/1', name)
+    assert runs.choose_runs(grid, runs.runs_of(grid), '0/1', 'no_noise_seed5') == []  # only if the look asks for it
 
 
 # --- the choice of rates ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_runs import tree_of
+from tiny_runs import share_programs, tree_of
 
 from configs import quickstart
 from pnn_jax.data import Dataset, Split
@@ -63,7 +63,7 @@ class Command(NamedTuple):
         config.seed, config.num_epochs, config.batch_size, config.eval_batch_size = self.seed, self.epochs, 8, 8
         config.model.num_filters, config.model.num_masks = 2, self.num_masks
         config.schedule.milestones = (1,)
-        config.log.tensorboard = False
+        config.log.tensorboard = config.log.plots = False
         config.update_from_flattened_dict(dict(self.free))
         return config
 
@@ -101,17 +101,7 @@ def dataset(number: int) -> Dataset:
 @pytest.fixture(scope='module', autouse=True)
 def shared_programs():
     """Every network is compiled once, and drawn once for a seed; no plots are drawn."""
-    create, init = Trainer.create.__func__, Trainer.init
-    trainers, programs, drawn = {}, {}, {}
-
-    def create_once(cls, config, data=None):
-        network = config.model.to_json()
-        key = network, config.eval_batch_size, data.digest
-        if key not in trainers:
-            trainer = trainers[key] = create(cls, config, data)
-            same = programs.setdefault(network, trainer)
-            trainer.__dict__.update(train_steps=same.train_steps, _evaluate=same._evaluate)
-        return trainers[key]
+    init, drawn = Trainer.init, {}
 
     def init_once(trainer, seed, mask_seed):
         key = trainer.config.model.to_json(), seed, mask_seed
@@ -121,9 +111,8 @@ def shared_programs():
         return jax.tree.map(lambda leaf: leaf.copy(), state), fixed  # a training step donates the state's buffers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, 'create', classmethod(create_once))
+        share_programs(patch)
         patch.setattr(Trainer, 'init', init_once)
-        patch.setattr(Trainer, 'compile', lambda trainer: None)  # the first call compiles, later ones find it done
         patch.setattr(log, 'WRITERS', tuple(writer for writer in log.WRITERS if writer is not log.CurvesWriter))
         yield
 

@@ -30,7 +30,7 @@ def run_new_interpreter(*arguments, python_path):
 @pytest.mark.parametrize(
     'arguments, expected',
     [
-        ([], '--config=configs/<name>.py is required'),
+        ([], '--config is required: a file, or the name of a config of the package (authors_all_layers, '),
         (['--config=configs/noise_mask.py'], 'did you mean configs/noise_masks.py?'),
         ([CONFIG, '--config.model.num_mask=2'], 'Did you mean "num_masks"'),
         ([CONFIG, '--config.model.num_masks=two'], 'num_masks'),
@@ -139,7 +139,7 @@ def test_a_signal_soon_after_the_start_ends_with_75(tmp_path):
         assert output.readline() == 'quickstart: starting\n'
         os.kill(process, signal.SIGINT)
         output.read()
-    assert wait() == 75
+    assert wait(process) == 75
     assert errors.read_text().splitlines()[-1] == 'stopped: received SIGINT; the same command resumes the run'
 
 

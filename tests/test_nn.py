@@ -1,7 +1,5 @@
 """Layers in networks of one's own, against the same formulas written out."""
 
-import doctest
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 
 from pnn_jax import ops
 from pnn_jax.errors import InputError
-from pnn_jax.nn import perturbation
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.nn.perturbation import NormalizedPerturbationLayer, PerturbationLayer, PerturbationUnit
 from pnn_jax.nn.random_filters import RandomFilterLayer
@@ -47,12 +44,6 @@ def dense_or_grouped(x, own, activation, level, num_masks):
     y = ops.perturb_combine_reference(x, own['masks'], kernel, noise_level=level, activation=activation)
     y = y.sum(3) if num_masks == 1 else y.reshape(*x.shape[:3], -1)
     return y + own['bias'].reshape(1, 1, 1, -1)
-
-
-def test_the_example_in_the_documentation_works():
-    result = doctest.testmod(perturbation)
-    assert result.attempted >= 6
-    assert result.failed == 0
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)

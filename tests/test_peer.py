@@ -15,7 +15,7 @@ from pnn_jax.models import create_model
 from pnn_jax.nn.activations import RRELU_BOUNDS, Activation
 from pnn_jax.ops import perturb_combine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 
 torch.set_num_threads(1)
 

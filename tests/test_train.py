@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from PIL import Image
+from tiny_runs import share_programs
 
 from configs import quickstart
 from pnn_jax.data import Dataset, Split
@@ -31,9 +32,16 @@ def tiny_config(**changes):
     config.model.num_masks = 2
     config.schedule.milestones = (1,)
     config.log.every_steps = 2
-    config.log.tensorboard = False
+    config.log.tensorboard = config.log.plots = False
     config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in changes.items()})
     return config
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_programs():
+    with pytest.MonkeyPatch.context() as patch:
+        share_programs(patch)
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -258,6 +266,7 @@ def test_same_seed_same_bits(trainer, after_an_epoch):
     assert tree_digest(fixed) != tree_digest(other_fixed)
 
 
+@pytest.mark.usefixtures('quick_compilation')
 def test_a_stream_trains_as_the_same_images_in_memory(tmp_path):
     """Decoded on the fly, in the same order, to the same counts; stopped in mid-epoch it goes on to the same end."""
     rng = np.random.default_rng(1)

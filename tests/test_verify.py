@@ -15,7 +15,10 @@ from pnn_jax.errors import InputError
 
 torch.set_num_threads(1)
 # ml_collections loads a config file by a method that Python 3.12 deprecates.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
+    pytest.mark.usefixtures('quick_compilation'),
+]
 DATA = pathlib.Path(__file__).parent / 'data'
 EVALUATION_ONLY = DATA / 'lenet28_act_rrelu.npz'
 

@@ -280,17 +280,23 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     assert not list(tmp_path.glob('*.tmp'))
 
 
-def test_the_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path):
+def test_a_second_opening_is_refused(tmp_path):
     with Workdir.open(tmp_path, make_config()) as workdir:
         with pytest.raises(InputError, match='in use by another process; wait'):
             Workdir.open(tmp_path, make_config())
         workdir.begin()
         with pytest.raises(InputError, match=rf'in use by another process \(process {os.getpid()} on '):
             Workdir.open(tmp_path, make_config())
+    Workdir.open(tmp_path, make_config()).close()
+
+
+@pytest.mark.slow
+def test_a_crash_leaves_no_lock(tmp_path):
+    open_with_epochs(tmp_path, 1).close()
     holder = (
-        'import sys, time; from pnn_jax.run.workdir import Workdir, read_config\n'
+        'import signal, sys; from pnn_jax.run.workdir import Workdir, read_config\n'
         'workdir = Workdir.open(sys.argv[1], read_config(sys.argv[1])); workdir.begin()\n'
-        'print("locked", flush=True); time.sleep(60)'
+        'print("locked", flush=True); signal.pause()'
     )
     process = subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:

@@ -1,9 +1,15 @@
-"""A run of the command line that takes a second once it is compiled, and comparisons of what runs leave."""
+"""Runs that take little time: tiny ones, compiled once for many tests; and comparisons of what runs leave."""
 
 import pathlib
 
+import jax
 import numpy as np
+import pytest
 from command_line import QUICKSTART
+
+from pnn_jax import trainer
+from pnn_jax.models.resnet import ResNet
+from pnn_jax.models.variables import draw_variables
 
 NUM_TRAIN, NUM_TEST = 48, 30
 
@@ -17,7 +23,11 @@ TINY = (
     '--config.data.source=npz',
     '--config.data.image_size=0',
     '--config.log.tensorboard=False',
+    '--config.log.plots=False',
 )
+
+# Code that a process of the command line runs first, where nobody looks at the plot.
+NO_PLOT = 'from pnn_jax.run import log; log.WRITERS = [w for w in log.WRITERS if w is not log.CurvesWriter]'
 
 
 def write_npz(path: pathlib.Path, *, seed: int = 0, classes: int = 3, first_label: int = 0, names=None) -> pathlib.Path:
@@ -31,6 +41,53 @@ def write_npz(path: pathlib.Path, *, seed: int = 0, classes: int = 3, first_labe
         arrays['class_names'] = np.array(names)
     np.savez(path, **arrays)
     return path
+
+
+def share_programs(patch: pytest.MonkeyPatch) -> None:
+    """Every network is compiled once, for all trainers that are made while `patch` lasts.
+
+    Trainers of the same config and data are one object. Those that differ in the data or in the evaluation's batch size
+    alone share the compiled functions. `Trainer.compile` does nothing: the first call compiles.
+    """
+    create = trainer.Trainer.create.__func__
+    trainers, programs, draws = {}, {}, {}
+
+    def create_once(cls, config, data=None):
+        if data is None:
+            return share(create(cls, config, data))
+        free = {'seed', 'mask_seed', 'num_seeds', 'num_epochs', 'log', 'checkpoint'}  # a trainer does not read them
+        read = {name: str(value) for name, value in config.items() if name not in free}
+        key = str(sorted(read.items())), data.digest, data.class_names
+        if key not in trainers:
+            trainers[key] = share(create(cls, config, data))
+        return trainers[key]
+
+    def share(made):
+        config = made.config
+        parts = (config.model, config.optimizer, config.schedule, config.data.mean, config.data.std)
+        key = str((*parts, config.data.augment, made.data.class_names, made.steps_per_epoch))
+        same = programs.setdefault(key, made)
+        made.__dict__.update(train_steps=same.train_steps, _evaluate=same._evaluate)
+        return made
+
+    def init_once(model, image_shape, *, key, mask_key):
+        if (id(model), image_shape) not in draws:
+            draw = lambda key, mask_key: draw_variables(model, image_shape, key=key, mask_key=mask_key)
+            compiled = jax.jit(draw, compiler_options={'xla_backend_optimization_level': 0})
+            draws[id(model), image_shape] = model, compiled  # the model stays alive, so that nothing else gets its id
+        return draws[id(model), image_shape][1](key, mask_key)
+
+    patch.setattr(trainer.Trainer, 'create', classmethod(create_once))
+    patch.setattr(trainer.Trainer, 'compile', lambda self: None)
+    patch.setattr(trainer, 'init_variables', init_once)
+
+
+def shortened(model):
+    """A residual network with two blocks, one of each kind; any other network as it is.
+
+    Its programs take a quarter of the time to compile. Networks of full depth are traced in test_models.py.
+    """
+    return model.clone(stage_sizes=(1, 1)) if isinstance(model, ResNet) else model
 
 
 def tree_of(path: pathlib.Path) -> dict[str, bytes | None]:

@@ -24,22 +24,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import ml_collections
 from rich.console import Console
 from rich.live import Live
 
 from experiments.ablation import shared_data
 from experiments.ablation.plan import plan_table
 from experiments.ablation.progress import Progress
-from experiments.ablation.records import record_path
 from experiments.ablation.registration import Grid, read_grid
 from experiments.ablation.results import Results, read_results
-from experiments.ablation.run_config import build_config, check_rates_are_chosen, data_config, with_seeds
-from experiments.ablation.runner import Task, run_here
+from experiments.ablation.run_config import check_rates_are_chosen
+from experiments.ablation.runner import run_here
 from experiments.ablation.runs import Run, choose_runs, runs_of
+from experiments.ablation.tasks import configs_of, load_data, make_task
 from experiments.ablation.workers import Worker, run_in_workers, use_compilation_cache
 from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
 from pnn_jax.errors import InputError, RunError, os_reason
@@ -57,7 +56,7 @@ def parse(argv: Sequence[str] | None):
     parser.add_path('--data_path', help='config.data.path')
     parser.add_path('--output', default='runs/ablation', help='folder for the workdirs')
     parser.add_path('--results', default='experiments/results', help='folder for the records')
-    parser.add_argument('--arms', default='', help='only these arms, with commas between')
+    parser.add_argument('--arms', default='', help='only these arms or runs, with commas between')
     parser.add_argument('--shard', default='0/1', help='i/n: every n-th run, starting with the i-th (from 0)')
     parser.add_argument('--jobs', type=whole_number(0), default=0, help='train this many runs at once; see above')
     parser.add_argument('--time_budget', type=float, help='seconds after which to save, stop and exit with 75')
@@ -66,32 +65,6 @@ def parse(argv: Sequence[str] | None):
     if args.time_budget is not None and not args.time_budget >= 0:
         raise InputError(f'--time_budget={args.time_budget}: must be 0 or more')
     return args
-
-
-def load_data(grid: Grid, args):
-    """The data set of a grid, and the `config.data` that says where it is."""
-    from pnn_jax.data import load_dataset
-
-    data = data_config(grid)
-    data.path = str(args.data_path or '')
-    data.source = args.data_source or data.source
-    return load_dataset(data), data
-
-
-def configs_of(grid: Grid, dataset, data) -> dict[str, ml_collections.ConfigDict]:
-    """Name of an arm -> the config of its runs, complete but for the seeds."""
-    configs = {}
-    for arm in grid.arms:
-        config = build_config(grid, arm, dataset.train.images.shape[1:], len(dataset.class_names))
-        config.data.path, config.data.source = data.path, data.source
-        configs[arm.name] = config
-    return configs
-
-
-def make_task(grid: Grid, run: Run, configs: Mapping, workdirs: Path, results: Path) -> Task:
-    """What a run needs to be trained."""
-    config = with_seeds(configs[run.arm.name], run)
-    return Task(run.arm.name, run.seed, grid.sha256, config, workdirs / run.name, record_path(results, run.name))
 
 
 def check_committed(grid: Grid) -> None:
@@ -141,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)  # read when jax first uses a device
     console = Console(file=sys.stdout)  # named here, because runs redirect sys.stdout
     if args.plan:
-        dataset, data = load_data(grid, args)
+        dataset, data = load_data(grid, args.data_source, args.data_path)
         Console(file=sys.stdout, width=PLAN_WIDTH).print(plan_table(grid, configs_of(grid, dataset, data), dataset))
         return 0
     check_rates_are_chosen(grid)
@@ -149,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = make_folder(args.output / grid.name, '--output')
     results = make_folder(args.results / grid.name, '--results')
     use_compilation_cache(output)
-    dataset, data = load_data(grid, args)
+    dataset, data = load_data(grid, args.data_source, args.data_path)
     configs = configs_of(grid, dataset, data)
     keep_grid(grid, output)
 

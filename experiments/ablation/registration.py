@@ -23,6 +23,7 @@ from typing import Any
 
 from experiments.ablation.rows import ROWS, Row
 from pnn_jax.errors import InputError, one_line, os_reason
+from pnn_jax.paths import local_path
 from pnn_jax.run.workdir import flat_fields
 from pnn_jax.stats import MIN_RUNS
 
@@ -205,8 +206,11 @@ class Grid:
 
     @property
     def blind(self) -> bool:
-        """Whether no accuracy is shown while it runs: nobody shall decide from results of a registration whether to
-        continue, or choose a learning rate by test accuracy."""
+        """Whether no accuracy is shown while it runs.
+
+        Otherwise somebody could decide from the results of a registration whether to continue, or choose a learning
+        rate by its test accuracy.
+        """
         return self.registration or any(arm.searched for arm in self.arms)
 
     @property
@@ -230,8 +234,11 @@ def read_grid(grid: str | Path) -> Grid:
         InputError: there is no such file, or it is not a grid: one line that names the entry, its value and what is
             allowed.
     """
-    path = GRIDS / f'{grid}.toml' if str(grid) in grid_names() else Path(grid)
-    if path.suffix != '.toml':
+    if str(grid) in grid_names():
+        path = GRIDS / f'{grid}.toml'
+    elif str(grid).endswith('.toml'):
+        path = local_path(grid, '--grid')
+    else:
         raise InputError(f'--grid={grid}: must be one of {", ".join(grid_names())}, or the path of a .toml file')
     try:
         content = path.read_bytes()
@@ -319,7 +326,7 @@ def _check_arm(arm: Arm, unmatched: list[str], where: str) -> None:
 
 def _check_comparison(comparison: Comparison, names: list[str], where: str) -> None:
     _check_names(comparison.arms, names, where)
-    if not comparison.margin > 0:
+    if not 0 < comparison.margin < math.inf:
         raise InputError(f'{where}: margin = {comparison.margin!r} must be a number above 0')
     if comparison.kind not in KINDS:
         raise InputError(f'{where}: kind = {comparison.kind!r} is not one of {", ".join(KINDS)}')

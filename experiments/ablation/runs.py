@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -93,16 +94,20 @@ def choose_runs(grid: Grid, runs: Sequence[Run], shard: str, arms: str) -> list[
     Args:
         runs: of the grid.
         shard: 'i/n' for every n-th run, starting with the i-th (from 0).
-        arms: names of arms with commas between; '' for all.
+        arms: names of arms, or of single runs, with commas between; '' for all.
 
     Raises:
-        InputError: the shard is not of this form, or the grid has no such arm.
+        InputError: the shard is not of this form, or the grid has no such arm or run.
     """
     if arms:
+        names = arms.split(',')
         known = [arm.name for arm in grid.arms]
-        for name in arms.split(','):
-            if name not in known:
-                raise InputError(f'--arms: {name!r} is not one of {", ".join(known)}')
-        runs = [run for run in runs if run.arm.name in arms.split(',')]
+        every = runs_of(grid, LookResult(math.inf, grid.look.runs) if grid.look else None)
+        for name in names:
+            if name not in known and name not in {run.name for run in every}:
+                raise InputError(
+                    f'--arms: {name!r} is not one of {", ".join(known)}, nor a run of the grid, such as {every[0].name}'
+                )
+        runs = [run for run in runs if run.arm.name in names or run.name in names]
     index, count = parse_shard(shard)
     return list(runs[index::count])

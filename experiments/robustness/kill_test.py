@@ -45,6 +45,7 @@ CHANGES = {
     'model.dropout_rate': 0.2,
     'checkpoint.every_steps': 5,
     'log.tensorboard': False,
+    'log.plots': False,
 }
 TIMINGS = ('images_per_second', 'seconds')
 

@@ -62,6 +62,7 @@ def train_convolution(workdir: Path, data, dataset: Dataset, num_filters: int) -
             'num_epochs': 20,
             'optimizer.name': 'adam',
             'log.tensorboard': False,
+            'log.plots': False,
         }
     )
     config.data = data

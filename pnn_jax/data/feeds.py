@@ -94,6 +94,7 @@ class DeviceFeed:
         image_shape: [h, w, c] of every image.
         num_train: training examples.
         num_examples: of the splits to evaluate on, by name: 'test', and 'validation' where there is one.
+        test_images: uint8 [test examples, h, w, c]; None where they are not in memory.
     """
 
     def __init__(self, dataset: Dataset, mesh: jax.sharding.Mesh, *, batch_size: int, steps_per_dispatch: int):
@@ -103,6 +104,7 @@ class DeviceFeed:
         self.num_train, self.num_examples = len(dataset.train.labels), {'test': len(dataset.test.labels)}
         if dataset.validation is not None:
             self.num_examples['validation'] = len(dataset.validation.labels)
+        self.test_images = dataset.test.images
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.images, self.labels = replicate((dataset.train.images, dataset.train.labels), self.replicated)
 
@@ -146,6 +148,8 @@ class DeviceFeed:
 
 class StreamFeed:
     """A data set that stays on disk; each host decodes its share, a few batches ahead. Attributes as `DeviceFeed`."""
+
+    test_images = None
 
     def __init__(self, stream: Stream, mesh: jax.sharding.Mesh, *, batch_size: int):
         self.stream, self.mesh, self.batch_size = stream, mesh, batch_size

@@ -89,7 +89,7 @@ def open_prepared(name: str, path: str) -> Any:
         for info in (root / name).glob('*/dataset_info.json')
         if tfds.core.Version.is_valid(info.parent.name)
     ]
-    command = f'python -m pnn_jax.data.prepare --name={name}' + (f' --path={shlex.quote(path)}' if path else '')
+    command = f'python -m pnn_jax.prepare --name={name}' + (f' --path={shlex.quote(path)}' if path else '')
     if not versions:
         raise InputError(
             f'config.data.name={name!r} is not prepared in {root}; there is no {name}/<version>/dataset_info.json in '

@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,11 +95,11 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
     collections = {name: value for name, value in arrays.items() if name.startswith(COLLECTIONS)}
     num_classes = len(arrays[max(filter(_CLASSIFIER_BIAS.fullmatch, arrays))])
     model = create_model(config.model, num_classes)
-    variables = _nested(collections)
+    variables = nested(collections)
     return Run(path, config, model, variables, num_classes, record['step'], record['accuracy'])
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> Variables:
+def nested(arrays: Mapping[str, Any]) -> Variables:
     """{'params.linear.bias': array} -> {'params': {'linear': {'bias': array}}}."""
     tree: Variables = {}
     for name, array in arrays.items():
@@ -107,3 +109,9 @@ def _nested(arrays: dict[str, np.ndarray]) -> Variables:
             node = node.setdefault(folder, {})
         node[leaf] = array
     return tree
+
+
+def flat(variables: Variables) -> dict[str, np.ndarray]:
+    """The inverse of `nested`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {'.'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,182 +1,64 @@
-"""Log writers: what a run prints, and the files that it writes for people to read (train.log, TensorBoard, curves.png).
+"""All places that a run reports to, as one. Each is a file in `writers/`.
 
-To add a log writer, write a class with the methods of `LogWriter` and add a line to `WRITERS`. A writer that fails is
-dropped with a note; it never fails the run.
+To add a log writer, write a subclass of `LogWriter` in a file of its own and add it to `WRITERS`. If it can be switched
+on or off, its `switch` names a field of `config.log`.
 """
 
-import os
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
-
-import rich.progress
+import importlib.util
 
 from pnn_jax.errors import one_line
-from pnn_jax.run.console import make_console
-from pnn_jax.run.result import describe_epoch
+from pnn_jax.extras import missing_library
 from pnn_jax.run.workdir import Workdir
+from pnn_jax.run.writers.base import FinishedRun, LogWriter, Progress
+from pnn_jax.run.writers.console import ConsoleWriter
+from pnn_jax.run.writers.mlflow import MlflowWriter
+from pnn_jax.run.writers.plots import CurvesWriter, PlotsWriter
+from pnn_jax.run.writers.tensorboard import TensorBoardWriter
+from pnn_jax.run.writers.text import TextWriter
+from pnn_jax.run.writers.wandb import WandbWriter
 
-
-class Progress(NamedTuple):
-    """Where a run stands between two steps.
-
-    Attributes:
-        step: steps done.
-        total_steps: of the whole run.
-        loss: mean over the epoch so far, in nats.
-        accuracy: in training mode, over the epoch so far, a fraction.
-        images_per_second: since the epoch began or was resumed.
-    """
-
-    step: int
-    total_steps: int
-    loss: float
-    accuracy: float
-    images_per_second: float
-
-
-class LogWriter(Protocol):
-    """One place that a run reports to. Nothing may be written into the workdir before the first `epoch`."""
-
-    def say(self, text: str) -> None:
-        """A line of text."""
-
-    def progress(self, progress: Progress) -> None:
-        """The position within an epoch."""
-
-    def epoch(self, metrics: dict) -> None:
-        """A finished epoch: the line of metrics.jsonl."""
-
-    def finish(self, history: list[dict]) -> None:
-        """The run is done; `history` holds the lines of all epochs."""
-
-    def close(self) -> None:
-        """Called once, however the run ends."""
-
-
-class Silent:
-    """A writer that ignores everything; the base of those that need only some of the calls."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def progress(self, progress: Progress) -> None:
-        pass
-
-    def epoch(self, metrics: dict) -> None:
-        pass
-
-    def finish(self, history: list[dict]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class ConsoleWriter(Silent):
-    """Lines on standard output, and on a terminal a progress line with loss, accuracy, speed and the time left."""
-
-    def __init__(self, workdir: Workdir, config):
-        del workdir
-        self.num_epochs = config.num_epochs
-        self.console = make_console()
-        self.bar = rich.progress.Progress(
-            rich.progress.TextColumn('{task.description}'),
-            rich.progress.BarColumn(),
-            rich.progress.TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self.bar.start()
-        self.task = self.bar.add_task('starting', total=None)
-
-    def say(self, text: str) -> None:
-        self.console.print(text)
-
-    def progress(self, progress: Progress) -> None:
-        self.bar.update(
-            self.task,
-            completed=progress.step,
-            total=progress.total_steps,
-            description=f'loss {progress.loss:.3f}  accuracy {100 * progress.accuracy:.1f}%  '
-            f'{progress.images_per_second:,.0f} images/s',
-        )
-
-    def epoch(self, metrics: dict) -> None:
-        self.say(describe_epoch(metrics, self.num_epochs))
-
-    def close(self) -> None:
-        self.bar.stop()
-
-
-class TextWriter(Silent):
-    """train.log: the lines of the console with the time of day."""
-
-    def __init__(self, workdir: Workdir, config):
-        self.path, self.num_epochs = workdir.path / 'train.log', config.num_epochs
-        self.waiting: list[str] = []  # lines of an attempt that has done nothing yet
-
-    def say(self, text: str) -> None:
-        self.waiting.append(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
-
-    def epoch(self, metrics: dict) -> None:
-        self.say(describe_epoch(metrics, self.num_epochs))
-        with open(self.path, 'a', encoding='utf-8') as file:
-            file.writelines(self.waiting)
-        self.waiting = []
-
-
-class TensorBoardWriter(Silent):
-    """Scalars of every epoch, as TensorBoard events."""
-
-    def __init__(self, workdir: Workdir, config):
-        self.path, self.enabled = workdir.path, config.log.tensorboard
-        self.done = workdir.history[-1]['step'] if workdir.history else 0
-        self.writer: Any = None  # made at the first epoch
-
-    def epoch(self, metrics: dict) -> None:
-        if not self.enabled:
-            return
-        if self.writer is None:
-            import tensorboardX  # here, because it imports torch where that is installed
-
-            self.writer = tensorboardX.SummaryWriter(self.path, purge_step=self.done + 1, write_to_disk=True)
-        for name, value in metrics.items():
-            if name not in ('epoch', 'step'):
-                self.writer.add_scalar(name, value, metrics['step'])
-        self.writer.flush()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
-class CurvesWriter(Silent):
-    """curves.png: loss, accuracy and learning rate over the epochs."""
-
-    def __init__(self, workdir: Workdir, config):
-        self.path, self.title = workdir.path / 'curves.png', config.model.name
-
-    def finish(self, history: list[dict]) -> None:
-        from pnn_jax.run.curves import plot_curves  # here, because matplotlib takes long to import
-
-        plot_curves(history, os.fspath(self.path), title=self.title)
-
-
-WRITERS: tuple[Callable[[Workdir, object], LogWriter], ...] = (
+# In this order, so that the plots are in the workdir when the writers after them show them.
+WRITERS: tuple[type[LogWriter], ...] = (
     ConsoleWriter,
     TextWriter,
-    TensorBoardWriter,
     CurvesWriter,
+    PlotsWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    MlflowWriter,
 )
+
+# config.log's switches, with their values in configs that were written before the field existed. A switch that is not
+# named here has always been there.
+ADDED_SWITCHES = {'plots': False, 'wandb': False, 'mlflow': False}
+
+
+def is_on(writer: type[LogWriter], config) -> bool:
+    """Whether `config.log` asks for a writer."""
+    return not writer.switch or config.log.get(writer.switch, ADDED_SWITCHES.get(writer.switch))
+
+
+def check_writers(config) -> None:
+    """Raises InputError where `config.log` asks for a writer whose library is not installed."""
+    for writer in WRITERS:
+        if writer.library and is_on(writer, config) and not _is_installed(writer.library):
+            raise missing_library(f'config.log.{writer.switch}=True', writer.library, writer.library)
+
+
+def _is_installed(library: str) -> bool:
+    spec = importlib.util.find_spec(library)
+    # Without an origin it is a plain folder, such as the one in which Weights & Biases keeps its runs.
+    return spec is not None and spec.origin is not None
 
 
 class RunLog:
-    """All log writers of a run as one; silent on every host but the first."""
+    """All log writers of a run; silent on every host but the first.
+
+    A writer that fails is dropped with a note. It never fails the run.
+    """
 
     def __init__(self, workdir: Workdir, config, *, primary: bool):
-        self.writers = [make(workdir, config) for make in WRITERS] if primary else []
+        self.writers = [writer(workdir, config) for writer in WRITERS if primary and is_on(writer, config)]
 
     def __enter__(self) -> 'RunLog':
         return self
@@ -193,8 +75,8 @@ class RunLog:
     def epoch(self, metrics: dict) -> None:
         self._tell('epoch', metrics)
 
-    def finish(self, history: list[dict]) -> None:
-        self._tell('finish', history)
+    def finish(self, run: FinishedRun) -> None:
+        self._tell('finish', run)
 
     def _tell(self, call: str, *arguments) -> None:
         for writer in list(self.writers):

@@ -19,13 +19,24 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 class DataSummary(NamedTuple):
-    """What a run records of its data set. `validation_examples` is 0 where there are none."""
+    """What a run records of its data set.
+
+    Attributes:
+        name: of the set.
+        digest: of its images and labels.
+        train_examples: number of training examples.
+        test_examples: number of test examples.
+        class_names: name of each label.
+        image_shape: [h, w, c] of every image.
+        validation_examples: number of validation examples; 0 where there are none.
+    """
 
     name: str
     digest: str
     train_examples: int
     test_examples: int
     class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
     validation_examples: int = 0
 
 
@@ -77,9 +88,14 @@ def run_result(evaluation: Evaluation, data: DataSummary, config, counts: dict[s
         'device': describe_devices(),
         'seconds': sum(line['seconds'] for line in history),
         'code': provenance(),
-        'versions': {'python': platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        'versions': versions(),
         'command': ' '.join(sys.argv),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that compute."""
+    return {'python': platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def summarise_seeds(results: list[dict]) -> dict:

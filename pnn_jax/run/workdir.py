@@ -275,7 +275,7 @@ class Workdir:
     def _read(self) -> None:
         """Fills the attributes from the files."""
         path = self.path / 'result.json'
-        self._result = _read_json(path) if path.exists() else None
+        self._result = read_json(path) if path.exists() else None
         path = self.path / 'metrics.jsonl'
         if not path.exists():
             return
@@ -388,7 +388,7 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
     Raises:
       RunError: config.json is damaged.
     """
-    config = ml_collections.ConfigDict(_read_json(Path(path) / 'config.json'))
+    config = ml_collections.ConfigDict(read_json(Path(path) / 'config.json'))
     for name, value in ADDED_FIELDS.items():
         section, field = name.split('.')
         if section in config and field not in config[section]:
@@ -456,7 +456,8 @@ def _as_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n'
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The object in a JSON file of a run. Raises RunError where it cannot be read or is damaged."""
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):

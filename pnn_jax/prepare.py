@@ -1,15 +1,20 @@
 """Downloads a data set and writes it as array_record files, which training reads without TensorFlow.
 
 pip install 'pnn-jax[prepare]'
-python -m pnn_jax.data.prepare --name=cifar10 --path=DIR
+pnn-data --name=cifar10 --path=DIR        or: python -m pnn_jax.prepare
+
+Exit codes: 0 done; 1 the set cannot be downloaded or written; 2 wrong usage, or TensorFlow is not installed.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from pnn_jax.data.tfds import NAMES, data_dir
 from pnn_jax.errors import InputError, RunError, one_line
+from pnn_jax.extras import imports_of_command, missing_library
+
+with imports_of_command('pnn-data', 'prepare'):
+    from pnn_jax.data.tfds import NAMES, data_dir
 
 
 def prepare(name: str, path: str) -> str:
@@ -22,7 +27,7 @@ def prepare(name: str, path: str) -> str:
     try:
         import tensorflow  # noqa: F401  (tfds needs it to download and to unpack)
     except ImportError:
-        raise InputError("preparing data needs TensorFlow: pip install 'pnn-jax[prepare]'") from None
+        raise missing_library('preparing data', 'TensorFlow', 'prepare') from None
     import tensorflow_datasets as tfds
 
     folder = data_dir(path, '--path')
@@ -35,7 +40,7 @@ def prepare(name: str, path: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m pnn_jax.data.prepare', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog='pnn-data', description=__doc__.splitlines()[0])
     parser.add_argument('--name', required=True, help=f'{", ".join(NAMES)}, or any other set of labelled images')
     parser.add_argument('--path', default='', help='folder for the set; default: where TFDS keeps its sets')
     args = parser.parse_args(argv)
