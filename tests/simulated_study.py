@@ -78,14 +78,15 @@ def simulated_probes(study: Study) -> Probes:
         for record in study.arms.get(name, ()):
             rng = np.random.default_rng(record.seed)
             masks = 'mask' in name
-            counts = [Count('as trained', 0, norm, 8900, 10_000) for norm in ('stored', 'recalibrated')]
+            trained, examples = record.summary['final_test_correct'], record.summary['final_test_count']
+            counts = [Count('as trained', 0, norm, trained, examples) for norm in ('stored', 'recalibrated')]
             for change, losses in LOSSES.items():
                 if (loss := losses[not masks]) is None:
                     continue
                 for norm, share in (('stored', 1.0), ('recalibrated', 0.6)):
                     for draw in range(2):
-                        lost = 100 * share * loss + 20 * rng.standard_normal()
-                        counts.append(Count(change, draw, norm, 8900 - round(lost), 10_000))
+                        lost = (share * loss + 0.2 * rng.standard_normal()) * examples / 100
+                        counts.append(Count(change, draw, norm, trained - round(lost), examples))
             position = [
                 ReadOut(map_name, int(1600 * (0.2 + 0.1 * index + 0.3 * masks)), 1600, 16)
                 for index, map_name in enumerate(

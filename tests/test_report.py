@@ -14,10 +14,11 @@ from experiments.ablation.run_config import unmatched_config, with_seeds
 from experiments.ablation.runs import LookResult, runs_of
 from experiments.command import exit_code
 from experiments.report import __main__ as command
-from experiments.report import analysis, charts, counted, render, tables
+from experiments.report import analysis, charts, counted, mechanism, render, tables
 from experiments.report.__main__ import main
 from experiments.report.study import Study, is_collapsed
 from pnn_jax import accounting
+from pnn_jax.errors import InputError
 
 GRID = read_grid('smoke')
 RUNS = {run.name: run for run in runs_of(GRID)}
@@ -465,7 +466,9 @@ def test_probes_are_means_over_runs(study, registered):
     lost = tables.losses_of(study, probes, 'one_mask', 'other masks')['stored']
     runs = [probes.runs[f'one_mask_seed{record.seed}'] for record in study.arms['one_mask']]
     counts = [[one.correct for one in run.counts if one[:3:2] == ('other masks', 'stored')] for run in runs]
-    assert lost == pytest.approx([89 - np.mean(pair) / 100 for pair in counts])
+    trained = [record.summary['final_test_correct'] for record in study.arms['one_mask']]
+    expected = [(one - np.mean(pair)) / 4 for one, pair in zip(trained, counts, strict=True)]  # of 400 images
+    assert lost == pytest.approx(expected)
     header = next(line for line in registered.splitlines() if 'tiles permuted' in line and line.startswith('|'))
     columns = [cell.strip() for cell in header.strip('|').split('|')]
     assert columns[1:3] == ['other masks', 'masks zeroed']
@@ -475,6 +478,31 @@ def test_probes_are_means_over_runs(study, registered):
     assert [
         cell.strip() for cell in registered.partition('How often a linear')[0].split('| `one_mask` ')[-1].split('|')
     ][1:3] == ['6.2', '50.0 +- 0.0']
+
+
+def test_the_evidence_on_masks_is_in_sentences(registered):
+    """The numbers that the simulated probes were made with: 30 * 0.6 and 28 * 0.6 points, 90% and 60%."""
+    section = registered.partition('## What is a mask')[2]
+    assert re.search(r'With other masks, a trained `one_mask` loses 1[78]\.\d points.* weights depend on', section)
+    assert re.search(
+        r'tiles permuted, it loses 1[67]\.\d points, which is 9\d% of that.*`no_noise` loses -?0\.\d', section
+    )
+    assert 'in 90% with masks and in 60% without (chance: 6%)' in section
+    assert 'Against `flat_mask`, which has no position, a mask changes accuracy by +' in section
+
+
+def test_probes_of_other_networks_are_refused(study):
+    probes = simulated_probes(study)
+    name, run = next(iter(probes.runs.items()))
+    wrong = run.counts[0]._replace(correct=run.counts[0].correct - 5)
+    for runs, words in (
+        ({'one_mask_seed99': run}, 'one_mask_seed99 has no record'),
+        ({name: run._replace(data='e' * 64)}, 'another data set'),
+        ({name: run._replace(counts=[wrong, *run.counts[1:]])}, 'another network'),
+    ):
+        with pytest.raises(InputError, match=words):
+            mechanism.check_probes(study, dataclasses.replace(probes, runs=runs))
+    mechanism.check_probes(study, probes)
 
 
 def test_published_gaps_stand_beside_ours_and_no_raw_accuracy_does(study):

@@ -2,6 +2,7 @@
 
 study.py        the records of a grid, and which of them collapsed
 analysis.py     differences between arms, with intervals, tests and verdicts
+mechanism.py    what masks are: sentences from the probes and from the arms
 counted.py      one run in every way of counting, for every batch size and order that the page can show
 tables.py       the tables, as pandas frames of text
 charts.py       the charts, in Vega-Lite

@@ -28,6 +28,7 @@ from experiments.probes.results import Probes, read_probes
 from experiments.report import charts, render, tables
 from experiments.report.analysis import Finding, accuracies, findings
 from experiments.report.counted import Counted, count_all
+from experiments.report.mechanism import check_probes, evidence
 from experiments.report.study import Study, is_collapsed, read_study
 from pnn_jax.errors import InputError
 from pnn_jax.stats import MIN_RUNS
@@ -105,6 +106,7 @@ def context_of(study: Study, found: list[Finding], probes: Probes | None, outcom
         'comparisons': tables.comparisons_table(found),
         'robustness': tables.robustness_table(found),
         'gaps': tables.gaps_table(study),
+        'evidence': [] if probes is None else evidence(study, probes, found),
         'probes': None if probes is None else tables.probes_table(study, probes),
         'position': None if probes is None else tables.position_table(study, probes),
         'counted': counted,
@@ -127,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.results / grid.name / 'report'
     probes_path = args.probes or folder / 'probes.json'
     probes = read_probes(probes_path) if args.probes or probes_path.exists() else None
+    if probes is not None:
+        check_probes(study, probes)
     found = findings(study)
     context = context_of(study, found, probes, recounted(study, args.counting, args.results))
     drawn = draw(study, found, probes, context['counted'])

@@ -199,11 +199,12 @@ def probed_arms(study: Study, probes: Probes) -> list[str]:
 
 
 def losses_of(study: Study, probes: Probes, arm: str, change: str) -> dict[str, list[float]]:
-    """Batch norm -> points of accuracy that every run of an arm loses by a change; none where it was not probed."""
+    """Batch norm -> points of accuracy that every run of an arm loses by a change; none where it was not probed.
+
+    With recalibrated batch norms, the unchanged network is recalibrated too.
+    """
     runs = probes.of_arm(arm)
-    lost = {
-        norm: [run.accuracy(TRAINED, 'stored') - run.accuracy(change, norm) for run in runs] for norm in BATCH_NORMS
-    }
+    lost = {norm: [run.accuracy(TRAINED, norm) - run.accuracy(change, norm) for run in runs] for norm in BATCH_NORMS}
     return {norm: [value for value in values if not np.isnan(value)] for norm, values in lost.items()}
 
 

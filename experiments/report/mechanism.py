@@ -1,0 +1,89 @@
+"""What is a mask to a trained network? The evidence for and against "a code of the position", in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.probes.results import Probes
+from experiments.report.analysis import Finding, signed
+from experiments.report.study import Study
+from experiments.report.tables import losses_of
+from pnn_jax.errors import InputError
+
+SAME_RUN = 0.001  # as a fraction of the images: rounding on another machine may change that many predictions
+MASK, NONE, FLAT, RAMP = 'one_mask', 'no_noise', 'flat_mask', 'ramp_mask'
+
+
+def check_probes(study: Study, probes: Probes) -> None:
+    """Refuses probes of other runs than those of the study.
+
+    Raises:
+        InputError: a probed run has no record, was probed on other data, or is not the network of its record.
+    """
+    records = {record.name: record for record in study.records}
+    for name, run in probes.runs.items():
+        if name not in records:
+            raise InputError(f'--probes: {name} has no record in this report')
+        record, trained = records[name], run.counts[0]
+        if run.data != record.data_digest:
+            raise InputError(f'--probes: {name} was probed on another data set than its record names')
+        correct = record.summary['final_test_correct']
+        if trained.count != record.correct.shape[1] or abs(trained.correct - correct) > SAME_RUN * trained.count:
+            raise InputError(
+                f'--probes: {name} has {trained.correct} of {trained.count} correct unchanged, its record {correct} of '
+                f'{record.correct.shape[1]}; it is another network'
+            )
+
+
+def evidence(study: Study, probes: Probes, findings: list[Finding]) -> list[str]:
+    """Sentences on what masks are, from the probes of trained networks and from the arms with other kinds of masks."""
+    if not probes.of_arm(MASK):
+        return []
+    return [*_from_probes(study, probes), *_from_arms(findings)]
+
+
+def _from_probes(study: Study, probes: Probes) -> Iterator[str]:
+    lost = lambda arm, change: float(np.mean(losses_of(study, probes, arm, change)['recalibrated']))
+    other, tiles = lost(MASK, 'other masks'), lost(MASK, 'tiles permuted')
+    yield (
+        f'With other masks, a trained `{MASK}` loses {other:.1f} points, batch norms recalibrated. So the weights '
+        f'{"depend" if other > 1 else "hardly depend"} on the masks that they were trained with.'
+    )
+    share = f', which is {100 * tiles / other:.0f}% of that' if other > 1 else ''
+    without = f' `{NONE}` loses {lost(NONE, "tiles permuted"):.1f}.' if probes.of_arm(NONE) else ''
+    yield (
+        f'With its own masks and the tiles permuted, it loses {tiles:.1f} points{share}. A mask that is only a code of '
+        f'the position would lose all of it.{without}'
+    )
+    if probes.of_arm(NONE):
+        read = {arm: _read_from_last_map(probes, arm) for arm in (MASK, NONE)}
+        chance = 100 / probes.of_arm(MASK)[0].position[-1].tiles
+        yield (
+            f'From the last map the tile is named correctly in {read[MASK]:.0f}% with masks and in {read[NONE]:.0f}% '
+            f'without (chance: {chance:.0f}%). The difference is what masks tell about the position.'
+        )
+
+
+def _read_from_last_map(probes: Probes, arm: str) -> float:
+    """Percent of the tiles that are named correctly from the last map, mean over runs."""
+    last = [run.position[-1] for run in probes.of_arm(arm)]
+    return float(np.mean([100 * one.correct / one.count for one in last]))
+
+
+def _from_arms(findings: list[Finding]) -> Iterator[str]:
+    """What masks without a position, and masks that are nothing but a position, do instead."""
+    meanings = {
+        FLAT: 'which has no position',
+        RAMP: 'which is nothing but a code of the position',
+    }
+    for finding in findings:
+        arms = finding.comparison.arms
+        if len(arms) == 2 and MASK in arms and (other := meanings.keys() & set(arms)):
+            kind = other.pop()
+            difference = finding.estimate if arms[0] == MASK else -finding.estimate
+            yield (
+                f'Against `{kind}`, {meanings[kind]}, a mask changes accuracy by {signed(difference)} points '
+                f'({finding.judgement.verdict_text}).'
+            )
