@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 from command_line import QUICKSTART, ROOT, run
-from tiny_runs import NO_PLOT, NUM_TEST, TINY, tree_of, write_npz
+from tiny_runs import NO_PLOT, NUM_TEST, QUICK_COMPILATION, TINY, tree_of, write_npz
 
 from pnn_jax.errors import InputError
 from pnn_jax.run.checkpoints import Checkpointer
@@ -148,6 +148,7 @@ def test_tilde_is_the_home_directory(finished, data, tmp_path, result_line):
     setup = f'import os; os.environ["HOME"] = {str(home)!r}'
     done = train('~/run', data, '--compilation_cache=~/cache', cwd=folder, setup=setup)
     assert done.returncode == 0 and result_line in done.stdout
+    setup += f'\n{QUICK_COMPILATION}'
     done = train('~/other', data, '--compilation_cache=~/cache', '--time_budget=0', cwd=folder, setup=setup)
     assert done.returncode == 75
     assert (home / 'other' / 'checkpoints').is_dir() and (home / 'cache').is_dir()

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import QUICKSTART, start, wait
+from tiny_runs import QUICK_COMPILATION
 
 from experiments.robustness.kill_test import Kill
 from pnn_jax.run.load import load_run
@@ -65,9 +66,9 @@ def launch(images, tmp_path_factory):
             *('--config.optimizer.name=sgd', '--config.optimizer.learning_rate=0.001', '--config.log.every_steps=5'),
             *flags,
         ]
-        setup = f'import jax; jax.config.update("jax_num_cpu_devices", {devices})'
+        setup = f'import jax\njax.config.update("jax_num_cpu_devices", {devices})\n{QUICK_COMPILATION}\n'
         if kill is not None:
-            setup += f'; from experiments.robustness.kill_test import Kill, arm; arm(Kill(*{tuple(kill)}))'
+            setup += f'from experiments.robustness.kill_test import Kill, arm; arm(Kill(*{tuple(kill)}))'
         return Host(start(*arguments, stdout=folder / 'stdout', stderr=folder / 'stderr', setup=setup), folder)
 
     return launch

@@ -26,7 +26,9 @@ TINY = (
     '--config.log.plots=False',
 )
 
-# Code that a process of the command line runs first, where nobody looks at the plot.
+# Code that a process of the command line runs first, where programs take longer to optimize than to run.
+QUICK_COMPILATION = 'import jax; jax.config.update("jax_disable_most_optimizations", True)'
+# The same where nobody looks at the plot.
 NO_PLOT = 'from pnn_jax.run import log; log.WRITERS = [w for w in log.WRITERS if w is not log.CurvesWriter]'
 
 
