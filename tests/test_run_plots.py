@@ -58,8 +58,8 @@ def test_mistakes_are_the_most_confident_ones_first():
     evaluation = evaluation_of([0, 1, 2, 0, 1], [1, 1, 0, 2, -1], [0.6, 0.99, 0.9, 0.7, 0.0])
     figure = plots.plot_mistakes(evaluation, images, CLASSES)
     assert texts(figure) == ['a class wit..., not cat\n(90%)', 'cat, not a class wit...\n(70%)', 'cat, not dog\n(60%)']
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert [image.flat[0] for image in shown] == [2, 3, 0]
+    (axes,) = figure.axes
+    assert [image.get_array().flat[0] for image in axes.images] == [2, 3, 0]
     assert 'of 3 mistakes' in figure.get_suptitle()
     assert plots.plot_mistakes(evaluation_of([0, 1], [0, 1]), images[:2], CLASSES) is None
     large = np.zeros((5, plots.MAX_IMAGE_SIDE + 1, 2, 3), np.uint8)
@@ -109,7 +109,8 @@ def test_network_without_masks_has_no_responses():
 
 def test_masks_of_large_maps_are_not_plotted():
     maps = np.zeros((2, 3, 3), np.float32)
-    assert len(plots.plot_masks(Responses('it', maps[0], maps, maps)).axes) == 2 * 3
+    (axes,) = plots.plot_masks(Responses('it', maps[0], maps, maps)).axes
+    assert len(axes.images) == 1 + 2 + 2  # the input, and two masks with their responses
     large = np.zeros((2, 3, plots.MAX_IMAGE_SIDE + 1), np.float32)
     assert plots.plot_masks(Responses('it', large[0], large, large)) is None
 
