@@ -40,11 +40,7 @@ POLL_SECONDS = 0.5
 # Slurm lets a requeued task wait for two minutes, so that its node can end what is left of it. This is enough here.
 RESTART_SECONDS = 20
 DEADLINE_SECONDS = 3600
-EXPECTED_STATES = (
-    *('PENDING', 'RUNNING', 'COMPLETING', 'COMPLETED', 'REQUEUED', 'NODE_FAIL'),
-    'FAILED',  # killed
-    'TIMEOUT',  # saving took longer than Slurm's notice
-)
+HOPELESS_STATES = ('CANCELLED', 'OUT_OF_MEMORY', 'BOOT_FAIL', 'DEADLINE')
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scontrol', 'srun')
 
 
@@ -166,11 +162,11 @@ class Trial:
             self.note(task.part, f'{task.state.lower()}, start {task.restarts + 1}')
             self.changed[task.part] = time.monotonic()
         self.known[task.part] = task
-        if task.state not in EXPECTED_STATES:
+        if task.state in HOPELESS_STATES:
             raise RunError(f'part {task.part} is {task.state}')
         if task.state == 'FAILED' and task.exit_code != 137:  # 128 + SIGKILL
             raise RunError(f'part {task.part} failed with exit code {task.exit_code}')
-        if task.state in ('FAILED', 'TIMEOUT'):
+        if task.state in ('FAILED', 'TIMEOUT'):  # killed; saving took longer than Slurm's notice
             call('scontrol', 'requeue', task.name)
             self.note(task.part, 'requeued by hand')
         if task.state == 'PENDING' and time.monotonic() - self.changed[task.part] > RESTART_SECONDS:
