@@ -40,6 +40,7 @@ POLL_SECONDS = 0.5
 # Slurm lets a requeued task wait for two minutes, so that its node can end what is left of it. This is enough here.
 RESTART_SECONDS = 20
 DEADLINE_SECONDS = 3600
+HOPELESS_STATES = ('CANCELLED', 'OUT_OF_MEMORY', 'BOOT_FAIL', 'DEADLINE')
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scontrol', 'srun')
 
 
@@ -161,11 +162,11 @@ class Trial:
             self.note(task.part, f'{task.state.lower()}, start {task.restarts + 1}')
             self.changed[task.part] = time.monotonic()
         self.known[task.part] = task
-        if task.state not in ('PENDING', 'RUNNING', 'COMPLETING', 'COMPLETED', 'FAILED', 'REQUEUED', 'NODE_FAIL'):
+        if task.state in HOPELESS_STATES:
             raise RunError(f'part {task.part} is {task.state}')
-        if task.state == 'FAILED':
-            if task.exit_code != 137:  # 128 + SIGKILL
-                raise RunError(f'part {task.part} failed with exit code {task.exit_code}')
+        if task.state == 'FAILED' and task.exit_code != 137:  # 128 + SIGKILL
+            raise RunError(f'part {task.part} failed with exit code {task.exit_code}')
+        if task.state in ('FAILED', 'TIMEOUT'):  # killed; saving took longer than Slurm's notice
             call('scontrol', 'requeue', task.name)
             self.note(task.part, 'requeued by hand')
         if task.state == 'PENDING' and time.monotonic() - self.changed[task.part] > RESTART_SECONDS:
@@ -210,7 +211,7 @@ def comparison(undisturbed: Path, disturbed: Path) -> tuple[list[str], bool]:
 
 def submit(shared: Path, minutes: int, time_budget: float | None) -> str:
     """Submits the array job and returns its id."""
-    command = ['sbatch', '--parsable', f'--array=0-{PARTS - 1}', f'--time={minutes}', '--signal=TERM@10']
+    command = ['sbatch', '--parsable', f'--array=0-{PARTS - 1}', f'--time={minutes}', '--signal=TERM@60']
     logs = shared / 'part-%a.log'
     arguments = [str(shared), str(PARTS), f'--grid={GRID}', f'--arms={ARMS}']
     if time_budget is not None:
@@ -222,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser('experiments.schedulers.slurm_trial', __doc__)
     parser.add_argument('--kills', type=whole_number(0), default=6, help='how often a task is disturbed')
     parser.add_argument('--pause', type=float, default=30, help='seconds between two disturbances, on average')
-    parser.add_argument('--minutes', type=whole_number(), default=3, help='time limit of a task')
+    parser.add_argument('--minutes', type=whole_number(2), default=4, help='time limit of a task')
     parser.add_argument('--time_budget', type=float, help='seconds after which a task saves and stops by itself')
     parser.add_argument('--seed', type=int, default=0, help='decides the moments')
     parser.add_path(
