@@ -22,8 +22,9 @@ QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
 LONGEST_SECONDS = 300  # of a run
 # All that a run imports, also what it imports late.
 IMPORTED = (
-    *('pnn_jax.main', 'pnn_jax.train', 'pnn_jax.evaluate_run', 'pnn_jax.run.curves', 'scipy.stats', 'sklearn.datasets'),
-    *('experiments.ablation.__main__', 'experiments.command', 'experiments.robustness.kill_test'),
+    *('pnn_jax.main', 'pnn_jax.train', 'pnn_jax.evaluate_run', 'experiments.ablation.__main__'),
+    *('experiments.command', 'experiments.robustness.kill_test'),
+    *('matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'scipy.stats', 'sklearn.datasets'),
 )
 
 
