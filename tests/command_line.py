@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
-LONGEST_SECONDS = 300  # of a run
+LONGEST_SECONDS = 1800  # of a run, on the busiest machine
 # All that a run imports, also what it imports late.
 IMPORTED = (
     *('pnn_jax.main', 'pnn_jax.train', 'pnn_jax.evaluate_run', 'experiments.ablation.__main__'),
