@@ -194,7 +194,7 @@ def test_a_damaged_latest_falls_back_to_the_one_before_and_says_so(two_steps, ca
         assert_identical(restored.state, make_state(1))
         warning = [record.getMessage() for record in caplog.records if record.name == 'root']
         assert len(warning) == 1 and '_step_2 is damaged and skipped' in warning[0] and reason in warning[0]
-        # The run goes on and saves step 2 again.
+        # The run continues and saves step 2 again.
         checkpointer.save(2, make_state(5), {'epoch': 2}, accuracy=0.8)
         assert_identical(checkpointer.restore(make_state()).state, make_state(5))
     assert saved_steps(two_steps) == [1, 2]

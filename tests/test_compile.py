@@ -101,7 +101,7 @@ def test_narrow_network_trains_on_a_gpu(config, tmp_path):
 
 @needs_compilers
 def test_gpu_compiler_still_aborts_on_the_smallest_program():
-    """When this fails, XLA has been mended, and the barrier in `ops.combine_channels` can go."""
+    """When this fails, XLA is fixed, and the barrier in `ops.combine_channels` can be removed."""
     answer = in_child('experiments.compile.triton_abort', 'h100', {'barrier': False}, 600)
     assert 'triton_tiling_propagation' in answer['error']
     assert in_child('experiments.compile.triton_abort', 'h100', {'barrier': True}, 600) == 'compiled'

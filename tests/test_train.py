@@ -268,7 +268,7 @@ def test_same_seed_same_bits(trainer, after_an_epoch):
 
 @pytest.mark.usefixtures('quick_compilation')
 def test_a_stream_trains_as_the_same_images_in_memory(tmp_path):
-    """Decoded on the fly, in the same order, to the same counts; stopped in mid-epoch it goes on to the same end."""
+    """Decoded on the fly, in the same order, to the same counts; also if it is stopped within an epoch and resumed."""
     rng = np.random.default_rng(1)
     for split, count in (('train', 9), ('test', 5)):
         for name in ('a', 'b'):

@@ -26,9 +26,9 @@ TINY = (
     '--config.log.plots=False',
 )
 
-# Code that a process of the command line runs first, where programs take longer to optimize than to run.
+# Code that a process of the command line runs first where its programs take longer to optimize than to run.
 QUICK_COMPILATION = 'import jax; jax.config.update("jax_disable_most_optimizations", True)'
-# The same where nobody looks at the plot.
+# Code that it runs first where the plot is not tested.
 NO_PLOT = 'from pnn_jax.run import log; log.WRITERS = [w for w in log.WRITERS if w is not log.CurvesWriter]'
 
 
