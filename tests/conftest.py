@@ -34,11 +34,16 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = _compilation_cache()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402  (the variables are read when jax starts)
 import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# On a busy machine any example may take long.
+hypothesis.settings.register_profile('tests', deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile('tests')
 
 
 @pytest.fixture
