@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from configs import default
 from pnn_jax.data.augment import AUGMENTATIONS
 from pnn_jax.models.registry import count_variables, create_model, pytorch_problems
-from pnn_jax.models.variables import draw_variables
+from pnn_jax.models.variables import variable_shapes
 from pnn_jax.nn.noise import NOISE_DISTRIBUTIONS, flat, ramp
 from pnn_jax.nn.perturbation import PerturbationLayer
 from pnn_jax.nn.random_filters import ShiftLayer, one_hot_filters
@@ -113,7 +113,7 @@ def test_controls_have_the_weights_of_one_mask_and_no_pytorch_counterpart(change
         model = default.get_config().model
         model.update(num_filters=4, stem_layer='conv', **fields)
         network = create_model(model, 10)
-        shapes = jax.eval_shape(lambda: draw_variables(network, (32, 32, 1), key=key(), mask_key=key()))
+        shapes = variable_shapes(network, (32, 32, 1))
         return count_variables(shapes)['trained'], pytorch_problems(model)
 
     count, problems = weights(**changes)

@@ -15,7 +15,7 @@ from configs import quickstart
 from pnn_jax import export
 from pnn_jax.data import Dataset, Split
 from pnn_jax.models.registry import create_model
-from pnn_jax.models.variables import draw_variables
+from pnn_jax.models.variables import variable_shapes
 from pnn_jax.pytorch.files import read_file
 from pnn_jax.run.export import PLATFORMS, stablehlo_bytes
 from pnn_jax.run.load import Run, flat, load_run, nested
@@ -135,8 +135,7 @@ def test_every_kind_of_network_is_exported_for_any_number_of_images(name, tmp_pa
     config.model.num_filters = 6 if config.model.name == 'answer_resnet18' else 4
     config.model.num_masks = min(config.model.num_masks, 2)
     model = create_model(config.model, num_classes=10)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: draw_variables(model, (32, 32, 3), key=key, mask_key=key))
+    shapes = variable_shapes(model, (32, 32, 3))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     network = jax.export.deserialize(stablehlo_bytes(Run(tmp_path, config, model, variables, 10, 0, None), (32, 32, 3)))
     (logits,) = network.out_avals

@@ -87,14 +87,12 @@ def build_config(grid: Grid, arm: Arm, input_shape: Sequence[int], num_classes: 
 
 def learned_parameters(config, input_shape: Sequence[int], num_classes: int) -> int:
     """Number of trained values without the masks, which is how the audit counts weights. Computed from shapes alone."""
-    import jax  # here, because the report reads configs and has no other use for jax
-
+    # Imported here, because the report reads configs and has no other use for jax.
     from pnn_jax.models.registry import count_variables, create_model
-    from pnn_jax.models.variables import draw_variables
+    from pnn_jax.models.variables import variable_shapes
 
     model = create_model(config.model, num_classes)
-    key = jax.random.key(0)
-    variables = jax.eval_shape(lambda: draw_variables(model, tuple(input_shape), key=key, mask_key=key))
+    variables = variable_shapes(model, tuple(input_shape))
     counts = count_variables(variables)
     return counts['trained'] - (counts['masks'] if config.model.trainable_masks else 0)
 
