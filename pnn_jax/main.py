@@ -45,7 +45,10 @@ TIME_BUDGET = flags.DEFINE_float(
     'time_budget', None, 'Seconds after which the run saves its state and exits with 75; the same command resumes it.'
 )
 COMPILATION_CACHE = flags.DEFINE_string(
-    'compilation_cache', None, 'Folder that keeps compiled programs between runs on this machine (off by default).'
+    'compilation_cache',
+    None,
+    "Folder that keeps compiled programs between runs, or 'off'; default: $JAX_COMPILATION_CACHE_DIR or "
+    '~/.cache/pnn_jax/programs.',
 )
 COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0, for several hosts without a scheduler that jax knows.'
@@ -99,14 +102,10 @@ def fail(message: str, code: int, leave: Callable[[int], NoReturn] = sys.exit) -
 
 def start_jax() -> None:
     """Sets what must be set before jax first touches a device."""
-    import jax
-
     from pnn_jax import hosts
+    from pnn_jax.program_cache import use_program_cache
 
-    if COMPILATION_CACHE.value:
-        jax.config.update(
-            'jax_compilation_cache_dir', os.fspath(local_path(COMPILATION_CACHE.value, '--compilation_cache'))
-        )
+    use_program_cache(COMPILATION_CACHE.value)
     if COORDINATOR.value:
         hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     elif MULTIHOST.value:

@@ -1,42 +1,22 @@
 """Four fake CPU devices and strict rank promotion for every test; what compiles twice is compiled once."""
 
-import hashlib
 import os
-import pathlib
-import shutil
-from importlib import metadata
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # read when jax is imported
 
-MAX_CACHE_BYTES = 2**30
+import hypothesis
+import jax
+import pytest
 
+from pnn_jax.paths import local_path
+from pnn_jax.program_cache import folder_of_machine, use_program_cache
 
-def _compilation_cache() -> str:
-    """A folder of compiled programs that outlives the session. Programs are of one jax and one kind of processor.
-
-    A cache that has grown too large is deleted when a session starts. jax's own limit takes a lock for every program.
-    """
-    processor = pathlib.Path('/proc/cpuinfo')
-    lines = processor.read_text().splitlines() if processor.exists() else []
-    kind = '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags'))}))
-    key = f'{metadata.version("jaxlib")}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}'
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    folder = pathlib.Path(home, 'pnn_jax_tests', key)
-    is_worker = 'PYTEST_XDIST_WORKER' in os.environ
-    size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() and not is_worker else 0
-    if size > MAX_CACHE_BYTES:
-        shutil.rmtree(folder, ignore_errors=True)
-    return os.fspath(folder)
-
-
-# Environment variables, so that the processes that tests start share the cache.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _compilation_cache()
+PROGRAMS = local_path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'XDG_CACHE_HOME') / 'pnn_jax_tests'
+use_program_cache(os.fspath(PROGRAMS))
+# For the processes that tests start.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(folder_of_machine(PROGRAMS))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
-
-import hypothesis  # noqa: E402
-import jax  # noqa: E402  (the variables are read when jax starts)
-import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

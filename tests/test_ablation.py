@@ -7,7 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -189,13 +188,9 @@ def test_shared_data_are_the_data(tmp_path):
 def process_state():
     """Restores what the command changes in its process."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    options = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
-    values = {name: getattr(jax.config, name) for name in options}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
-    for name, value in values.items():
-        jax.config.update(name, value)
 
 
 def test_spent_time_budget_stops_cleanly(tmp_path, capsys, process_state):

@@ -17,7 +17,6 @@ from experiments.robustness.kill_test import Kill
 pytestmark = pytest.mark.slow
 
 ROW = 'no_noise'
-CACHE = Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
 
 
 class Grid(NamedTuple):
@@ -33,11 +32,6 @@ class Grid(NamedTuple):
 
 def start_grid(folder: Path, *flags, setup: str = '') -> Grid:
     """Starts the runs of two seeds of ROW. `setup` is code that the process runs first."""
-    compiled = folder / 'runs/smoke/compiled'
-    if not compiled.exists():  # the grid finds the programs that were compiled in an earlier session
-        CACHE.mkdir(parents=True, exist_ok=True)
-        compiled.parent.mkdir(parents=True)
-        compiled.symlink_to(CACHE, target_is_directory=True)
     flags = ('--grid=smoke', f'--arms={ROW}', f'--output={folder}/runs', f'--results={folder}/results', *flags)
     shown = folder / f'shown{len(list(folder.glob("shown*")))}'
     return Grid(start(*flags, stdout=shown, stderr=shown, setup=setup, program='experiments.ablation'), shown)

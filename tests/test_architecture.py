@@ -12,7 +12,7 @@ ORDER = [
     'models',
     'metrics evaluate accounting stats optim',
     'data',
-    'train_step validate',
+    'train_step validate program_cache',
     'run',
     'trainer',
     'run.resume',

@@ -214,7 +214,6 @@ def test_the_runner_trains_what_the_look_adds_and_nothing_twice(tmp_path, spread
 @pytest.fixture
 def no_training(monkeypatch):
     """Makes the runner end before it trains, and forget that jax was configured."""
-    monkeypatch.setattr(ablation, 'use_compilation_cache', lambda folder: None)
     monkeypatch.setattr(ablation, 'stop_conditions', lambda budget: lambda: '')
     monkeypatch.setattr(ablation, 'train_all', lambda *arguments: arguments[2]())
     monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'c' * 64, 'commit': None, 'clean': None})

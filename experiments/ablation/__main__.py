@@ -39,11 +39,12 @@ from experiments.ablation.run_config import check_rates_are_chosen
 from experiments.ablation.runner import run_here
 from experiments.ablation.runs import Run, choose_runs, runs_of
 from experiments.ablation.tasks import configs_of, load_data, make_task
-from experiments.ablation.workers import Worker, run_in_workers, use_compilation_cache
+from experiments.ablation.workers import Worker, run_in_workers
 from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
 from pnn_jax.errors import InputError, RunError, os_reason
+from pnn_jax.program_cache import use_program_cache
 from pnn_jax.run.provenance import provenance
-from pnn_jax.runtime import CPU_XLA_FLAGS, restart_with_huge_pages, stop_conditions
+from pnn_jax.runtime import CPU_XLA_FLAGS, quieten_logs, restart_with_huge_pages, stop_conditions
 
 PLAN_WIDTH = 110  # also where the output is no terminal, which counts as 80 wide: no name is cut short then
 
@@ -121,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_committed(grid)
     output = make_folder(args.output / grid.name, '--output')
     results = make_folder(args.results / grid.name, '--results')
-    use_compilation_cache(output)
+    quieten_logs()
+    use_program_cache()
     dataset, data = load_data(grid, args.data_source, args.data_path)
     configs = configs_of(grid, dataset, data)
     keep_grid(grid, output)

@@ -31,6 +31,7 @@ from experiments.command import STOPPED_EARLY
 from experiments.processes import start_process
 from pnn_jax.data import Dataset
 from pnn_jax.errors import StoppedEarly
+from pnn_jax.program_cache import use_program_cache
 from pnn_jax.runtime import CPU_XLA_FLAGS, HUGE_PAGES, SafeStream, quieten_logs, stop_conditions
 
 POLL_SECONDS = 0.2  # how often the parent asks whether to stop
@@ -53,10 +54,10 @@ class Worker:
             number: of the worker, from 0; decides its cores.
             jobs: how many workers there are.
             stored: from `shared_data.store`.
-            folder: of the grid, for compiled programs and the worker's log.
+            folder: of the grid, for the worker's log.
         """
         self.process, self.connection = start_process(
-            serve, cores_of(number, jobs), stored, folder, folder / f'worker{number}.log', environment=environment()
+            serve, cores_of(number, jobs), stored, folder / f'worker{number}.log', environment=environment()
         )
         self.number = number
         self.task: Task | None = None
@@ -173,7 +174,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def serve(connection: Connection, cores: list[int], stored: Dataset, folder: Path, log: Path) -> None:
+def serve(connection: Connection, cores: list[int], stored: Dataset, log: Path) -> None:
     """What a worker process does: trains the runs that it is given until the connection is closed."""
     os.setsid()  # Ctrl-C in the terminal reaches the parent alone, which then asks every worker to stop, once
     if cores:
@@ -181,7 +182,8 @@ def serve(connection: Connection, cores: list[int], stored: Dataset, folder: Pat
     _redirect_output(log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     should_stop = stop_conditions(None)
-    use_compilation_cache(folder)
+    quieten_logs()
+    use_program_cache()
     dataset = shared_data.load(stored)
     while True:
         try:
@@ -195,15 +197,6 @@ def serve(connection: Connection, cores: list[int], stored: Dataset, folder: Pat
             connection.send(Stopped(str(reason)))
             return
         connection.send(answer)
-
-
-def use_compilation_cache(folder: Path) -> None:
-    """Keeps compiled programs in the folder of the grid: the seeds of a row share them, and so does the next call."""
-    import jax
-
-    quieten_logs()
-    jax.config.update('jax_compilation_cache_dir', str(folder / 'compiled'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def _redirect_output(log: Path) -> None:

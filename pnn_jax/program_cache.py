@@ -1,0 +1,76 @@
+"""Compiled programs on disk: a program is compiled once on a machine. The cache saves time and never fails a run.
+
+JAX finds a program by its code, its options and XLA's flags. The folder is that of one version of jax and one kind of
+processor: XLA:CPU compiles for the processor that it finds, and its program may crash on another one.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+from pnn_jax.data.cache import cache_folder
+from pnn_jax.paths import UnknownHomeError, local_path
+
+OFF = 'off'
+MAX_BYTES = 2**30
+
+# JAX warns of every entry that it cannot read or write, and compiles the program.
+CACHE_WARNING = 'Error (reading|writing) persistent compilation cache entry'
+
+_CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
+# What it says about the kind of processor, on x86 and on ARM. Other lines hold frequencies, which change.
+_KIND_OF_PROCESSOR = ('model name', 'flags', 'CPU implementer', 'CPU part', 'Features')
+
+
+def use_program_cache(folder: str | None = None) -> None:
+    """Lets jax keep compiled programs on disk. Call it before the first program.
+
+    Args:
+        folder: 'off' for none. By default that of the environment's JAX_COMPILATION_CACHE_DIR, which jax reads itself,
+            else `programs` in the cache folder of pnn_jax. Where no folder can be written, there is no cache.
+    """
+    if folder == OFF or (folder is None and 'JAX_COMPILATION_CACHE_DIR' in os.environ):
+        return
+    try:
+        root = local_path(folder, '--compilation_cache') if folder else cache_folder('') / 'programs'
+        programs = folder_of_machine(root)
+        programs.mkdir(parents=True, exist_ok=True)
+    except (OSError, UnknownHomeError):
+        return
+    if not os.access(programs, os.W_OK):
+        return
+    remove_oldest(root)
+    import jax
+
+    warnings.filterwarnings('ignore', CACHE_WARNING)
+    jax.config.update('jax_compilation_cache_dir', os.fspath(programs))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # dozens of small programs take seconds too
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def folder_of_machine(root: Path) -> Path:
+    """The folder inside `root` for this version of jax and this kind of processor."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    kind = {line for line in lines if line.startswith(_KIND_OF_PROCESSOR)} or {platform.machine(), platform.processor()}
+    digest = hashlib.sha256(repr(sorted(kind)).encode()).hexdigest()
+    return root / f'jax-{metadata.version("jaxlib")}-{digest[:12]}'
+
+
+def remove_oldest(root: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Removes the programs that were not used for longest, until those in `root` take at most `max_bytes`.
+
+    JAX can limit its cache itself, but then takes a lock for every program that it reads.
+    """
+    with contextlib.suppress(OSError):  # another process may remove them at the same time
+        files = [(file, file.stat()) for file in root.glob('jax-*/*-cache')]
+        files.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime))
+        excess = sum(status.st_size for _, status in files) - max_bytes
+        for file, status in files:
+            if excess <= 0:
+                return
+            file.unlink(missing_ok=True)
+            excess -= status.st_size
