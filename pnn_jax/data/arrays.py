@@ -1,5 +1,6 @@
 """Two small sources: the digits that come with scikit-learn, and arrays in an .npz file."""
 
+import importlib.util
 import zipfile
 import zlib
 from collections import Counter
@@ -24,19 +25,25 @@ def load_digits(data_config) -> Dataset:
     The 8x8 images with values 0 to 16 become uint8 0 to 255, resized to config.data.image_size (0: 16). Every fifth
     image of a class, in a fixed random order, is a test image.
     """
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    order = order[np.argsort(digits.target[order], kind='stable')]
+    table = np.loadtxt(_digits_file(), delimiter=',', dtype=np.int32)  # a line: 64 pixels, then the label
+    values, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
+    order = np.random.RandomState(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind='stable')]
     is_test = np.arange(len(order)) % 5 == 0
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    pixels = np.round(values * (255 / 16)).astype(np.uint8)[..., None]
     images = resized_images(pixels, data_config.image_size or DIGITS_IMAGE_SIZE)
     train, test = (
-        Split(images[index], digits.target[index].astype(np.int32))
-        for index in (np.sort(order[~is_test]), np.sort(order[is_test]))
+        Split(images[index], labels[index]) for index in (np.sort(order[~is_test]), np.sort(order[is_test]))
     )
-    return Dataset('digits', train, test, tuple(str(name) for name in digits.target_names))
+    return Dataset('digits', train, test, numbered_classes(labels))
+
+
+def _digits_file() -> Path:
+    """What `sklearn.datasets.load_digits` reads. It is found without an import of scikit-learn, which takes seconds."""
+    package = importlib.util.find_spec('sklearn')
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name='sklearn')
+    return Path(package.origin).parent / 'datasets' / 'data' / 'digits.csv.gz'
 
 
 def load_npz(data_config) -> Dataset:
