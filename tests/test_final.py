@@ -53,7 +53,7 @@ def test_a_collapsed_network_is_told_from_one_that_has_learned_nothing(run, imag
     assert count(run.variables).num_correct == (images.labels == 0).sum()
     accuracy, loss = final.in_train_mode(run, images, BATCH)
     assert accuracy == 1 and 0 < loss < 0.7
-    variables = final.recalibrated(run, images.images, BATCH)
+    variables = final.recalibrated_on(run, images.images, BATCH)
     assert count(variables).accuracy == 1
     assert run.variables['batch_stats']['norm']['mean'] == 50  # it was not changed
 
@@ -62,6 +62,6 @@ def test_recalibrated_statistics_are_the_means_over_full_batches(run, images):
     inputs = (images.images / 255 - 0.5) / 0.25
     order = np.random.default_rng(0).permutation(29)
     batches = [inputs[order[start : start + BATCH]].ravel() for start in (0, 8, 16)]  # 5 images are left over
-    statistics = final.recalibrated(run, images.images, BATCH)['batch_stats']['norm']
+    statistics = final.recalibrated_on(run, images.images, BATCH)['batch_stats']['norm']
     np.testing.assert_allclose(statistics['mean'], np.mean([batch.mean() for batch in batches]), rtol=1e-5)
     np.testing.assert_allclose(statistics['var'], np.mean([batch.var(ddof=1) for batch in batches]), rtol=1e-5)

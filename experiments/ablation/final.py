@@ -9,6 +9,7 @@ fail in evaluation; such a run counts as collapsed. Two measurements on the test
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
 from pnn_jax.evaluate import evaluate_exactly
 from pnn_jax.metrics import Metrics, judge
-from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.run.load import Run, load_run
-from pnn_jax.train_step import RANDOM_STREAMS, Variables
+from pnn_jax.train_step import Variables
 
 RECALIBRATION_BATCHES = 50
 
@@ -37,7 +38,7 @@ def measure_final(workdir: Path, dataset: Dataset) -> dict[str, float]:
     run = load_run(workdir)
     size = run.config.batch_size
     accuracy, loss = in_train_mode(run, dataset.test, size)
-    variables = recalibrated(run, dataset.train.images, size)
+    variables = recalibrated_on(run, dataset.train.images, size)
     evaluation = evaluate_exactly(
         run.predict, variables, dataset.test.images, dataset.test.labels, batch_size=run.config.eval_batch_size
     )
@@ -67,33 +68,20 @@ def in_train_mode(run: Run, split: Split, batch_size: int) -> tuple[float, float
     return total['accuracy'], total['loss']
 
 
-def recalibrated(run: Run, images: np.ndarray, batch_size: int) -> Variables:
-    """The variables of a run with the statistics of batches of training images in their batch norms.
-
-    Each is the mean over up to RECALIBRATION_BATCHES batches, as `torch.optim.swa_utils.update_bn` computes it.
-
-    Args:
-        images: uint8 [n, h, w, c]; they are not augmented.
-    """
+def recalibrated_on(run: Run, images: np.ndarray, batch_size: int) -> Variables:
+    """The variables of a run, recalibrated on up to RECALIBRATION_BATCHES batches of uint8 images [n, h, w, c]."""
     if 'batch_stats' not in run.variables:
         return run.variables
-    # From running averages of 0, one update leads to `momentum` times the statistics of the batch.
-    zeros = run.variables | {'batch_stats': jax.tree.map(np.zeros_like, run.variables['batch_stats'])}
-    statistics = jax.jit(lambda variables, images: _apply_in_training(run, variables, images)[1]['batch_stats'])
-    parts = [
-        jax.device_get(statistics(zeros, images[index]))
-        for index in list(_batches(len(images), batch_size))[:RECALIBRATION_BATCHES]
-    ]
-    mean = lambda *values: (np.mean(values, axis=0, dtype=np.float64) / TorchBatchNorm.momentum).astype(np.float32)
-    return run.variables | {'batch_stats': jax.tree.map(mean, *parts)}
+    update = jax.jit(lambda variables, images: _apply_in_training(run, variables, images)[1]['batch_stats'])
+    batches = itertools.islice(_batches(len(images), batch_size), RECALIBRATION_BATCHES)
+    return recalibrated(update, run.variables, (images[index] for index in batches))
 
 
 def _apply_in_training(run: Run, variables: Variables, images: jax.Array) -> Any:
     """(logits, changed collections) of uint8 images in training mode."""
     data, dtype = run.config.data, jnp.dtype(run.config.model.dtype)
     inputs = preprocess(images, data.mean, data.std, augment='none', dtype=dtype)
-    keys = dict(zip(RANDOM_STREAMS, jax.random.split(jax.random.key(0), len(RANDOM_STREAMS)), strict=True))
-    return run.model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=keys)
+    return run.model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=fixed_random_streams())
 
 
 def _batches(count: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data.augment import preprocess
 from pnn_jax.data.dataset import Split
 from pnn_jax.errors import InputError
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.models.resnet import ResNet
-from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.padding import padded_batches
-from pnn_jax.train_step import RANDOM_STREAMS, Variables
+from pnn_jax.train_step import Variables
 
 STEM = 'stem'  # of every ResNet
 
@@ -97,42 +97,35 @@ class ProbedNetwork:
         return self._evaluate((variables, positions), batches, len(split.images))
 
     @cached_property
-    def _batch_statistics(self) -> Callable[..., Variables]:
-        def batch_statistics(variables, positions, images):
-            # Running statistics that start at 0 are `momentum` times those of the batch after one update.
-            variables = variables | {'batch_stats': jax.tree.map(jnp.zeros_like, variables['batch_stats'])}
-            keys = dict(zip(RANDOM_STREAMS, jax.random.split(jax.random.key(0), len(RANDOM_STREAMS)), strict=True))
+    def _update_statistics(self) -> Callable[..., Variables]:
+        def update(changed, images):
+            variables, positions = changed
             with nn.intercept_methods(moving(positions)):
-                inputs = self.inputs(images)
-                _, updated = self.model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=keys)
-            return jax.tree.map(lambda value: value / TorchBatchNorm.momentum, updated['batch_stats'])
+                _, updated = self.model.apply(
+                    variables, self.inputs(images), train=True, mutable=['batch_stats'], rngs=fixed_random_streams()
+                )
+            return updated['batch_stats']
 
-        return jax.jit(batch_statistics)
+        return jax.jit(update)
 
     def recalibrate(
         self, variables: Variables, positions: np.ndarray, images: np.ndarray, batch_size: int
     ) -> Variables:
         """The variables with batch norm statistics of the changed network, instead of the stored ones.
 
-        The mean over all full batches of `images` of each batch's statistics in training mode, as
-        torch.optim.swa_utils.update_bn computes them. What is left of an accuracy after that is not due to statistics
-        that no longer fit.
+        What is left of an accuracy after that is not due to statistics that no longer fit.
 
         Args:
-            images: uint8 [n, h, w, c], training images; they are not augmented.
+            images: uint8 [n, h, w, c], training images. What is left over after the last full batch is not used.
 
         Raises:
             InputError: there is no full batch.
         """
-        batches = len(images) // batch_size
-        if batches == 0:
+        full = len(images) // batch_size * batch_size
+        if full == 0:
             raise InputError(f'{len(images)} images to recalibrate on: one batch has {batch_size}')
-        parts = [
-            jax.device_get(self._batch_statistics(variables, positions, images[start : start + batch_size]))
-            for start in range(0, batches * batch_size, batch_size)
-        ]
-        mean = jax.tree.map(lambda *values: np.mean(values, axis=0, dtype=np.float64).astype(np.float32), *parts)
-        return variables | {'batch_stats': mean}
+        update = lambda variables, batch: self._update_statistics((variables, positions), batch)
+        return recalibrated(update, variables, np.split(images[:full], full // batch_size))
 
     def features(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Name of a map in `maps` -> its values [b, h', w', c'] for uint8 images [b, h, w, c]."""

@@ -32,9 +32,7 @@ def load_digits(data_config) -> Dataset:
     is_test = np.arange(len(order)) % 5 == 0
     pixels = np.round(values * (255 / 16)).astype(np.uint8)[..., None]
     images = resized_images(pixels, data_config.image_size or DIGITS_IMAGE_SIZE)
-    train, test = (
-        Split(images[index], labels[index]) for index in (np.sort(order[~is_test]), np.sort(order[is_test]))
-    )
+    train, test = (Split(images[index], labels[index]) for index in (np.sort(order[~is_test]), np.sort(order[is_test])))
     return Dataset('digits', train, test, numbered_classes(labels))
 
 
