@@ -1,7 +1,7 @@
-"""Exact evaluation: integer counts and one outcome per example, in dataset order. The only pmap of the project.
+"""Exact evaluation: integer counts and one outcome per example, in dataset order.
 
-Every host runs the same number of batches of the same size; what fills up the last ones is marked in `batch_mask` and
-never looked at. The number of examples judged must equal the number of examples there are, or evaluation fails.
+Every host runs the same number of batches of the same size; padding in the last ones is marked in `batch_mask` and
+ignored. Every example must be counted exactly once, or evaluation fails.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pnn_jax.errors import InputError
-from pnn_jax.metrics import judge
+from pnn_jax.metrics import example_metrics
 from pnn_jax.padding import HostBatch, padded_batches
 
 
@@ -69,7 +69,7 @@ def per_class_table(correct: np.ndarray, labels: np.ndarray, class_names: tuple[
 
 
 def _fetched(results: Iterable) -> Iterator:
-    """Fetches results from the devices, always one behind, so that these work meanwhile and no batches pile up."""
+    """Fetches results from the devices, always one behind: they compute the next batch meanwhile, and none pile up."""
     waiting = None
     for result in results:
         if waiting is not None:
@@ -88,19 +88,20 @@ def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = Non
     """
 
     def eval_step(variables, batch):
-        judgement = judge(predict(variables, batch['image']), batch['label'], batch['batch_mask'])
-        totals = jax.lax.psum(judgement.total(), 'batch')
+        examples = example_metrics(predict(variables, batch['image']), batch['label'], batch['batch_mask'])
+        totals = jax.lax.psum(examples.sum(), 'batch')
         outcomes = {
             'index': batch['index'],
             'batch_mask': batch['batch_mask'],
             'label': batch['label'],
-            'correct': judgement.correct,
-            'top5': judgement.top5,
-            'predicted': judgement.predicted,
-            'confidence': judgement.confidence,
+            'correct': examples.correct,
+            'top5': examples.top5,
+            'predicted': examples.predicted,
+            'confidence': examples.confidence,
         }
         return totals, jax.lax.all_gather(outcomes, 'batch', tiled=True)
 
+    # The only pmap of the project: each device counts exactly the examples that its host gave it; integers are summed.
     return jax.pmap(eval_step, axis_name='batch', in_axes=(None, 0), out_axes=None, devices=devices)
 
 
@@ -138,8 +139,12 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
             for name, array in outcomes_of.items():
                 array[index] = outcomes[name][valid]
         labels = outcomes_of.pop('label')
-        if not (count == num_examples and seen.all() and num_correct == outcomes_of['correct'].sum()):
-            raise AssertionError(f'counted {count} examples and {num_correct} correct of {num_examples}')
+        listed = int(outcomes_of['correct'].sum())
+        if not (count == num_examples and seen.all() and num_correct == listed):  # together: each exactly once
+            raise AssertionError(
+                f'counted {count} examples, {seen.sum()} of them distinct, where there are {num_examples}; counted '
+                f'{num_correct} correct and listed {listed}'
+            )
         finite = num_examples - nonfinite
         mean_loss = loss / finite if finite else float('nan')
         return Evaluation(labels=labels, loss=mean_loss, nonfinite=nonfinite, **outcomes_of)

@@ -24,14 +24,15 @@ class Metrics:
 
     @classmethod
     def empty(cls) -> 'Metrics':
-        zero = lambda dtype=jnp.int32: jnp.zeros((), dtype)  # one buffer a field, because buffers are donated
+        # An array for each field, because donating one buffer twice is an error.
+        zero = lambda dtype=jnp.int32: jnp.zeros((), dtype)
         return cls(correct=zero(), count=zero(), loss=zero(jnp.float32), nonfinite=zero())
 
     def merge(self, other: 'Metrics') -> 'Metrics':
         return jax.tree.map(jnp.add, self, other)
 
     def compute(self) -> dict[str, float | int]:
-        """Exact accuracy and mean loss (a fraction and nats), with the counts they come from."""
+        """Accuracy (a fraction), mean loss (nats) and the counts behind them."""
         correct, count, nonfinite = int(self.correct), int(self.count), int(self.nonfinite)
         accuracy = correct / count if count else float('nan')
         finite = count - nonfinite
@@ -40,8 +41,8 @@ class Metrics:
 
 
 @flax.struct.dataclass
-class Judgement:
-    """What is known of every example of a batch, each [b]; all False or 0 where `batch_mask` is.
+class ExampleMetrics:
+    """The outcome of every example of a batch, each [b]. At padding all are False or 0, and `predicted` is -1.
 
     Attributes:
         correct: bool, the largest logit is the label's; of equal ones the first counts, as in torch.
@@ -61,7 +62,7 @@ class Judgement:
     predicted: jax.Array
     confidence: jax.Array
 
-    def total(self) -> Metrics:
+    def sum(self) -> Metrics:
         return Metrics(
             correct=self.correct.sum(dtype=jnp.int32),
             count=self.valid.sum(dtype=jnp.int32),
@@ -70,16 +71,19 @@ class Judgement:
         )
 
 
-def judge(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> Judgement:
-    """Judges logits [b, classes] against int labels [b]; padding, marked False in batch_mask [b], may hold anything.
+def example_metrics(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> ExampleMetrics:
+    """Compares logits with labels, example by example, in the precision of the logits.
 
-    A label that is no class of the logits counts as wrong, and adds no loss.
+    A label that is no class of the logits counts as wrong. It adds no loss, but counts in the mean.
 
-    `jnp.where` and never multiplication: 0 * nan is nan.
+    Args:
+        logits: [b, classes].
+        labels: int [b].
+        batch_mask: bool [b], False at padding, which may hold anything.
     """
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     finite = jnp.isfinite(logits).all(-1) & batch_mask
-    logits = jnp.where(finite[:, None], logits, 0.0)
+    logits = jnp.where(finite[:, None], logits, 0.0)  # a product with the mask would not do: 0 * nan is nan
     num_classes = logits.shape[-1]
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
@@ -88,12 +92,12 @@ def judge(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> Judgem
     ahead = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
     rank = ahead.sum(-1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Judgement(
+    return ExampleMetrics(
         correct=(rank == 0) & finite & is_class,
         top5=(rank < 5) & finite & is_class,
-        loss=jnp.where(finite & is_class, losses, 0.0),
+        loss=jnp.where(finite & is_class, losses, 0.0).astype(jnp.float32),
         finite=finite,
         valid=batch_mask,
         predicted=jnp.where(finite, logits.argmax(-1), -1),
-        confidence=jnp.where(finite, jax.nn.softmax(logits).max(-1), 0.0),
+        confidence=jnp.where(finite, jax.nn.softmax(logits).max(-1), 0.0).astype(jnp.float32),
     )

@@ -1,7 +1,7 @@
 """Compiled programs on disk: a program is compiled once on a machine. The cache saves time and never fails a run.
 
-JAX finds a program by its code, its options and XLA's flags. The folder is that of one version of jax and one kind of
-processor: XLA:CPU compiles for the processor that it finds, and its program may crash on another one.
+JAX's cache key covers the program, its options and XLA's flags, but not the processor: XLA:CPU compiles for the one
+that it runs on, and the program may crash on another. So each version of jaxlib and kind of processor has a folder.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from pnn_jax.paths import UnknownHomeError, local_path
 OFF = 'off'
 MAX_BYTES = 2**30
 
-# JAX warns of every entry that it cannot read or write, and compiles the program.
-CACHE_WARNING = 'Error (reading|writing) persistent compilation cache entry'
+# Harmless: the disk is full, or another process writes the same program. JAX then goes on with the one it compiled.
+CACHE_WARNING = 'Error writing persistent compilation cache entry'
 
 _CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
 # What it says about the kind of processor, on x86 and on ARM. Other lines hold frequencies, which change.
@@ -53,7 +53,7 @@ def use_program_cache(folder: str | None = None) -> None:
 
 
 def folder_of_machine(root: Path) -> Path:
-    """The folder inside `root` for this version of jax and this kind of processor."""
+    """The folder inside `root` for this version of jaxlib and this kind of processor."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
     kind = {line for line in lines if line.startswith(_KIND_OF_PROCESSOR)} or {platform.machine(), platform.processor()}
     digest = hashlib.sha256(repr(sorted(kind)).encode()).hexdigest()
@@ -61,11 +61,11 @@ def folder_of_machine(root: Path) -> Path:
 
 
 def remove_oldest(root: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Removes the programs that were not used for longest, until those in `root` take at most `max_bytes`.
+    """Removes the least recently used programs, until those in `root` take at most `max_bytes`.
 
     JAX can limit its cache itself, but then takes a lock for every program that it reads.
     """
-    with contextlib.suppress(OSError):  # another process may remove them at the same time
+    with contextlib.suppress(OSError):  # another process removes them at the same time, and so does this work
         files = [(file, file.stat()) for file in root.glob('jax-*/*-cache')]
         files.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime))
         excess = sum(status.st_size for _, status in files) - max_bytes

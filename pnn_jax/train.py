@@ -42,8 +42,8 @@ def train_and_evaluate(
     Args:
         config: an ml_collections.ConfigDict with the fields of `configs/default.py`.
         workdir: the folder for all files of the run. With several seeds, each has a folder `seed_<seed>` in it.
-        should_stop: returns the reason to stop, or '' to continue. It is called between steps and between batches of
-            evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.
+        should_stop: returns the reason to stop, or '' to continue. It is called between steps, and between
+            batches of evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.
         dataset: data that are loaded already; None loads what `config.data` says.
         lock: keep other processes out of the workdir; see `Workdir.open`.
 
@@ -52,7 +52,8 @@ def train_and_evaluate(
         pnn_jax/run/result.py. For several seeds: their mean, standard deviation and results (`summarise_seeds`).
 
     Raises:
-        InputError: the config, data set or workdir is not valid, or the workdir holds another run. Nothing was written.
+        InputError: the config, data set or workdir is not valid, or the workdir holds another run. It is raised before
+            anything is written, except for an image that turns out to be damaged and for the folder of a later seed.
         RunError: the loss is not finite, checkpoints are damaged, the disk is full.
         StoppedEarly: `should_stop` returned a reason; the same call resumes the run.
     """
@@ -68,7 +69,7 @@ def train_and_evaluate(
         results = []
         for offset in range(config.num_seeds):
             one_seed = config.copy_and_resolve_references()
-            one_seed.seed, one_seed.mask_seed, one_seed.num_seeds = config.seed + offset, config.mask_seed + offset, 1
+            one_seed.update(seed=config.seed + offset, mask_seed=config.mask_seed + offset, num_seeds=1)
             path = parent.path / f'seed_{one_seed.seed}'
             results.append(train_seed(trainer, one_seed, path, should_stop, lock=lock, parent=parent))
         summary = summarise_seeds(results)
@@ -93,11 +94,12 @@ def train_seed(
         check_resumable(workdir, checkpointer, trainer)
         if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:
             return result  # this run is finished already
-        say('compiling the training step; on a CPU this takes about 10 seconds, for large networks up to a minute')
+        say('compiling the training step; the first time on a CPU this takes 10 seconds, for large networks a minute')
         trainer.compile()
         state, fixed, saver = resume(workdir, checkpointer, trainer, config)
         counts = count_variables(all_variables(state, fixed))
-        step, evaluation = int(state.step), None  # step counts on the host, so that no step waits for the device
+        step = int(state.step)  # counted on the host, so that no step waits for the device
+        evaluation = None
         with RunLog(workdir, config, primary=primary) as log:
             describe_run(log.say, config, trainer.data, counts, epochs_done=len(workdir.history))
             while len(workdir.history) < config.num_epochs:  # one entry per finished epoch
@@ -105,7 +107,7 @@ def train_seed(
                 epoch_end = (epoch + 1) * trainer.steps_per_epoch
                 first_step = step - epoch * trainer.steps_per_epoch  # not 0 where the run stopped within the epoch
                 started, images = time.perf_counter(), 0
-                if first_step == 0:
+                if first_step == 0:  # a resumed epoch goes on counting
                     state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
                 for batches in trainer.feed.batches(state.key, epoch, first_step):
                     state = trainer.train_steps(state, fixed, batches)
@@ -114,28 +116,30 @@ def train_seed(
                     logged = crossed(config.log.every_steps, before, step) or step == epoch_end
                     if logged:  # within an epoch, only this and checkpoints wait for the device
                         saver.check_finite(state)
-                        log.progress(progress(trainer, config, state, step, images / (time.perf_counter() - started)))
+                        speed = images / (time.perf_counter() - started)
+                        log.progress(progress_so_far(trainer, config, state, step, speed))
                     if step < epoch_end:
                         # Hosts must stop together. To agree they wait for each other, so they do it only where they
                         # wait for the device anyway. A single host can look after every call.
                         reason = agreed(should_stop()) if logged or jax.process_count() == 1 else ''
                         saver.between_steps(state, reason, due=crossed(config.checkpoint.every_steps, before, step))
-                images_per_second = images / (time.perf_counter() - started)  # of training, without the evaluation
+                # Of training, without the evaluation. None where the epoch was trained before the run was resumed.
+                images_per_second = images / (time.perf_counter() - started) if images else None
                 with saver.saving_if_stopped(state):
                     evaluation = trainer.evaluate(all_variables(state, fixed), should_stop, split=trainer.epoch_split)
-                metrics = epoch_metrics(trainer, state, evaluation) | {
+                metrics = record_of_epoch(trainer, state, evaluation) | {
                     'images_per_second': images_per_second,
                     'seconds': time.perf_counter() - started,
                 }
                 saver.after_epoch(state, metrics, evaluation)
                 log.epoch(metrics)
-                if len(workdir.history) < config.num_epochs:  # after the last epoch there is nothing left to stop
+                if len(workdir.history) < config.num_epochs:  # after the last epoch only the result is left
                     saver.stop(agreed(should_stop()))
             checkpointer.wait()
             # Where there are validation examples, this is the only time that the test set is read. Otherwise the last
             # epoch was evaluated on it, unless the last attempt ended between that epoch and its result.
             if evaluation is None or trainer.epoch_split != 'test':
-                evaluation = trainer.evaluate(all_variables(state, fixed))
+                evaluation = trainer.evaluate(all_variables(state, fixed), should_stop)
                 if trainer.epoch_split != 'test':
                     workdir.write_test_outcomes(evaluation.correct, evaluation.labels)
             result = workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
@@ -143,7 +147,7 @@ def train_seed(
             return result
 
 
-def progress(trainer: Trainer, config, state: TrainState, step: int, images_per_second: float) -> Progress:
+def progress_so_far(trainer: Trainer, config, state: TrainState, step: int, images_per_second: float) -> Progress:
     """The progress of the run, for the log. Waits for the device."""
     train = jax.device_get(state.epoch_metrics).compute()
     total = config.num_epochs * trainer.steps_per_epoch
@@ -166,7 +170,7 @@ def finished_run(
     )
 
 
-def epoch_metrics(trainer: Trainer, state: TrainState, evaluation: Evaluation) -> dict:
+def record_of_epoch(trainer: Trainer, state: TrainState, evaluation: Evaluation) -> dict:
     """What metrics.jsonl holds of a finished epoch, except for timings."""
     train = jax.device_get(state.epoch_metrics).compute()
     step, split = int(state.step), trainer.epoch_split

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from pnn_jax.data.feeds import Batches
-from pnn_jax.metrics import Metrics, judge
+from pnn_jax.metrics import Metrics, example_metrics
 
 Variables = dict[str, Any]
 Preprocess = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images uint8 [b, h, w, c]) -> what the network sees
@@ -34,7 +34,8 @@ class TrainState(flax.struct.PyTreeNode):
         opt_state: state of the optimizer.
         key: typed PRNG key of the run; it never changes. Every random draw of training uses a key that is folded from
             it, so (seed, epoch, step) determines all draws.
-        epoch_metrics: counts and loss over the current epoch so far, in training mode, each batch before its update.
+        epoch_metrics: running counts and loss of the current epoch. Each batch is scored in training mode, before its
+            update.
         diverged_at: int32 [], the first step (from 0) whose loss was not finite, or -1.
     """
 
@@ -116,6 +117,7 @@ def train_step(
         optimizer: updates `params`.
         preprocess: augments and normalises the images, inside the compiled step.
     """
+    # Differs from the key of every epoch's order; see `epoch_order` in data/batches.py.
     step_key = jax.random.fold_in(state.key, state.step)
     keys = dict(zip(RANDOM_STREAMS, jax.random.split(step_key, len(RANDOM_STREAMS)), strict=True))
     images = preprocess(keys.pop('augment'), images)
@@ -124,7 +126,8 @@ def train_step(
         state.params, state.batch_stats, fixed, images, labels, keys, model=model
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    metrics = judge(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).total()  # training batches have no padding
+    no_padding = jnp.ones(labels.shape, bool)
+    metrics = example_metrics(logits, labels, no_padding).sum()
     diverged_now = ~jnp.isfinite(loss) & (state.diverged_at < 0)
     return state.replace(
         step=state.step + 1,
@@ -146,6 +149,6 @@ def train_steps(state: TrainState, fixed: Variables, batches: Batches, **parts) 
         images, labels = batches.batch(index)
         return train_step(state, fixed, images, labels, **parts), None
 
-    if batches.num_steps == 1:  # without a loop, in which XLA:CPU computes convolutions slowly
+    if batches.num_steps == 1:  # no scan: XLA:CPU computes convolutions slowly inside loops
         return step(state, 0)[0]
     return jax.lax.scan(step, state, jnp.arange(batches.num_steps))[0]

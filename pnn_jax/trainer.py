@@ -75,13 +75,13 @@ class Trainer:
             mesh=mesh,
             feed=feed,
             data=DataSummary(
-                data.name,
-                data.digest,
-                feed.num_train,
-                feed.num_examples['test'],
-                data.class_names,
-                tuple(feed.image_shape),
-                feed.num_examples.get('validation', 0),
+                name=data.name,
+                digest=data.digest,
+                train_examples=feed.num_train,
+                test_examples=feed.num_examples['test'],
+                class_names=data.class_names,
+                image_shape=tuple(feed.image_shape),
+                validation_examples=feed.num_examples.get('validation', 0),
             ),
             schedule=schedule,
             optimizer=create_optimizer(config.optimizer, schedule),
@@ -119,7 +119,7 @@ class Trainer:
         return jax.jit(partial(train_steps, **parts), donate_argnums=0)
 
     def compile(self) -> None:
-        """Compiles `train_steps` for every shape of batches of an epoch. JAX keeps the programs for the real calls.
+        """Compiles `train_steps` for every shape of batches of an epoch. Calls with exactly these types reuse that.
 
         Call it before `init`: the compiler needs about as much memory as training, so both at once would double it.
         """

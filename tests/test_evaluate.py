@@ -7,7 +7,7 @@ import pytest
 
 from pnn_jax.errors import InputError
 from pnn_jax.evaluate import evaluate_exactly, make_evaluate, padded_batches, per_class_table
-from pnn_jax.metrics import Metrics, judge
+from pnn_jax.metrics import Metrics, example_metrics
 
 SIZES = (1, 3, 4, 5, 359, 360, 1003)
 BATCH = 64
@@ -87,23 +87,32 @@ def test_nonfinite_logits_count_as_wrong_and_are_reported(evaluate):
 
 def test_a_lost_example_is_an_error(evaluate):
     images, labels, weights = examples(6)
-    with pytest.raises(AssertionError, match='of 7'):
+    with pytest.raises(AssertionError, match='counted 6 examples, 6 of them distinct, where there are 7'):
         evaluate(weights, padded_batches(images, labels, BATCH), 7)
 
 
-def test_judge_breaks_ties_as_argmax_does():
+def test_ties_are_broken_as_argmax_does():
     logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    judgement = judge(logits, jnp.array([0, 1, 0]), jnp.array([True, True, False]))
-    assert judgement.correct.tolist() == [True, False, False]
-    assert judgement.total().compute()['count'] == 2
+    examples = example_metrics(logits, jnp.array([0, 1, 0]), jnp.array([True, True, False]))
+    assert examples.correct.tolist() == [True, False, False]
+    assert examples.sum().compute()['count'] == 2
+
+
+def test_logits_are_compared_in_their_own_precision():
+    with jax.enable_x64(True):
+        logits = jnp.array([[1.0, 1.0 + 1e-12], [1e39, 0.0]])
+        examples = example_metrics(logits, jnp.array([1, 0]), jnp.ones(2, bool))
+        assert logits.dtype == jnp.float64
+        assert examples.correct.tolist() == [True, True] and examples.finite.all()
+        assert {examples.loss.dtype, examples.confidence.dtype} == {jnp.dtype(jnp.float32)}
 
 
 def test_a_label_that_is_no_class_is_never_counted_as_correct():
     logits = jnp.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
-    judgement = judge(logits, jnp.array([3, -1, 2]), jnp.ones(3, bool))
-    assert judgement.correct.tolist() == [False, False, True]
-    assert judgement.top5.tolist() == [False, False, True]
-    assert judgement.total().compute()['count'] == 3
+    examples = example_metrics(logits, jnp.array([3, -1, 2]), jnp.ones(3, bool))
+    assert examples.correct.tolist() == [False, False, True]
+    assert examples.top5.tolist() == [False, False, True]
+    assert examples.sum().compute()['count'] == 3
     for wrong in (3, -1):
         with pytest.raises(InputError, match='label'):
             evaluate_exactly(lambda _, x: x, {}, np.zeros((4, 3), np.float32), np.array([0, 1, 2, wrong]))
@@ -113,10 +122,10 @@ def test_metrics_merge_by_addition():
     logits = jax.random.normal(jax.random.key(0), (10, 4))
     labels = jnp.arange(10) % 4
     mask = jnp.ones(10, bool)
-    whole = judge(logits, labels, mask).total().compute()
+    whole = example_metrics(logits, labels, mask).sum().compute()
     parts = Metrics.empty()
     for start, stop in ((0, 3), (3, 4), (4, 10)):
-        parts = parts.merge(judge(logits[start:stop], labels[start:stop], mask[start:stop]).total())
+        parts = parts.merge(example_metrics(logits[start:stop], labels[start:stop], mask[start:stop]).sum())
     merged = parts.compute()
     assert (merged['correct'], merged['count']) == (whole['correct'], whole['count'])
     np.testing.assert_allclose(merged['loss'], whole['loss'], rtol=1e-6)

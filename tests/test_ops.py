@@ -207,6 +207,19 @@ def test_random_slopes_stay_in_their_bounds_and_differ(implementation):
     assert np.abs(op(weights, 0) - op(weights, 1)).max() > 0.01
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_random_slopes_are_those_of_the_reference_in_every_precision(dtype):
+    x = -jnp.ones((2, 3, 3, 2), dtype)
+    masks, weights = jnp.zeros((3, 3, 2, 1), dtype), jnp.ones((2, 1, 1), dtype)
+    options = {'noise_level': 0.5, 'activation': 'rrelu', 'key': jax.random.key(0)}
+    expected = perturb_combine_reference(x, masks, weights, **options)
+    for implementation in FUSED:
+        ours = perturb_combine(x, masks, weights, implementation=implementation, **options)
+        np.testing.assert_allclose(ours.astype(np.float32), expected.astype(np.float32), rtol=2**-7)
+    dense = perturb_combine_dense(x, masks, jnp.eye(2, dtype=dtype), **options)
+    np.testing.assert_allclose(dense.astype(np.float32), expected[..., 0].astype(np.float32), rtol=2**-7)
+
+
 @pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
 def test_vmap_over_runs_equals_a_loop(implementation):
     runs = [random_arguments((2, 3, 3, 2), num_masks=3, outputs=2, share_masks=True, seed=s) for s in range(3)]
@@ -239,6 +252,32 @@ def test_bfloat16_sums_in_float32(implementation):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         # One rounding to 8 bits at the end; a sum of 40 terms in bfloat16 would be off by percents.
         np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize('activation', [None, 'relu'])
+def test_result_has_the_type_of_x(activation):
+    """Also where the weights and the level are wider."""
+    x, masks, weights, _ = random_arguments((2, 2, 2, 2), num_masks=40, outputs=1, share_masks=False)
+    options = {'noise_level': np.float64(0.5), 'activation': activation}
+    narrow, wide = jnp.asarray(x, jnp.bfloat16), jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)
+    masks, weights = jnp.asarray(masks, jnp.float32), jnp.asarray(weights, jnp.float32)
+    expected = perturb_combine_reference(wide, masks, weights, **options)
+    for implementation in FUSED:
+        y = perturb_combine(narrow, masks, weights, implementation=implementation, **options)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_allclose(y.astype(np.float32), expected, rtol=2**-8, atol=1e-3)
+    dense = perturb_combine_dense(narrow, masks[..., :1], weights[:, 0], **options)
+    assert dense.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('shape', [(0, 2, 2, 2), (2, 0, 0, 2)])
+def test_an_empty_batch_or_map_has_an_empty_result(implementation, shape):
+    x, masks, weights, y_bar = random_arguments(shape, num_masks=3, outputs=1, share_masks=False)
+    op = partial(perturb_combine, implementation=implementation)
+    y, (x_bar, _, weights_bar, _) = outputs_and_gradients(op, x, masks, weights, y_bar, activation='relu')
+    assert y.shape == (*shape, 1) and x_bar.shape == shape
+    assert np.all(weights_bar == 0)
 
 
 def compiled_gradient(op, num_masks, *, of_masks=False):
@@ -334,6 +373,7 @@ def test_a_strided_1x1_convolution_equals_that_of_lax():
         ({'activation': 'gelu'}, ["activation='gelu'", 'relu, lrelu']),
         ({'activation': 'prelu'}, ['slope=None', 'scalar']),
         ({'activation': 'lrelu', 'slope': jnp.ones(4)}, ['slope=', 'scalar']),
+        ({'activation': ['relu']}, ["activation=['relu']", 'hashable']),
         ({'key': jax.random.key(0)}, ['key', 'rrelu']),
         ({'noise_level': jnp.ones(())}, ['noise_level', 'number']),
         ({'implementation': 'gpu'}, ["implementation='gpu'", 'auto, reference, cpu, accelerator']),
@@ -352,3 +392,18 @@ def test_arguments_that_do_not_fit_are_refused_in_one_line(changes, words):
     message = str(error.value)
     assert '\n' not in message
     assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'noise_masks': jnp.ones((3, 3, 4, 2))}, ['noise_masks of shape (3, 3, 4, 2)', 'one mask per channel']),
+        ({'weights': jnp.ones((5, 2))}, ['weights of shape (5, 2)', '[4, outputs]']),
+        ({'weights': jnp.ones((4, 1, 2))}, ['weights of shape (4, 1, 2)', '[4, outputs]']),
+    ],
+)
+def test_arguments_of_the_dense_form_that_do_not_fit_are_refused(changes, words):
+    arguments = {'x': jnp.ones((2, 3, 3, 4)), 'noise_masks': jnp.ones((3, 3, 4, 1)), 'weights': jnp.ones((4, 2))}
+    with pytest.raises(InputError) as error:
+        perturb_combine_dense(**arguments | changes, noise_level=0.5, activation='relu')
+    assert all(word in str(error.value) for word in words)

@@ -22,7 +22,7 @@ from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
 from pnn_jax.evaluate import evaluate_exactly
-from pnn_jax.metrics import Metrics, judge
+from pnn_jax.metrics import Metrics, example_metrics
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.train_step import Variables
 
@@ -59,7 +59,7 @@ def in_train_mode(run: Run, split: Split, batch_size: int) -> tuple[float, float
     @jax.jit
     def count(variables, images, labels):
         logits, _ = _apply_in_training(run, variables, images)
-        return judge(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).total()
+        return example_metrics(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).sum()
 
     metrics = Metrics.empty()
     for index in _batches(len(split.labels), batch_size):

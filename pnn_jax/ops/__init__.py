@@ -81,7 +81,7 @@ def perturb_combine(
         noise_masks: [h, w, g, m], or [h, w, 1, m] where all channels share them. They are raw: `noise_level`
             multiplies them here.
         weights: [g, m, k], for k outputs per channel.
-        noise_level: factor of the masks; a Python number.
+        noise_level: factor of the masks; a number, not an array.
         activation: a name in `ACTIVATIONS`, an elementwise function of one array, or None for no activation. A function
             is a static argument of the compiled program. It must therefore be hashable and must not use traced arrays
             from outside.
@@ -102,11 +102,17 @@ def perturb_combine(
     _check_options(noise_level, activation, slope, key)
     if implementation != 'auto' and implementation not in IMPLEMENTATIONS:
         raise InputError(f'implementation={implementation!r}: allowed are auto, {", ".join(IMPLEMENTATIONS)}')
+    noise_level = float(noise_level)
     if activation is None:  # y is linear in x: sum_m w (x + level n) = x sum_m w + level sum_m w n
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        noise_masks, weights = noise_masks.astype(wide), weights.astype(wide)
         offset = jnp.sum(noise_masks[..., None] * weights[None, None], axis=-2)
-        return x[..., None] * weights.sum(1)[None, None, None] + (noise_level * offset)[None]
+        y = x.astype(wide)[..., None] * weights.sum(1)[None, None, None] + (noise_level * offset)[None]
+        return y.astype(x.dtype)
     if key is not None:
         slope = None
+    if not x.size:
+        implementation = 'reference'  # the loops of 'cpu' need an image and a pixel
     return _combine(implementation, noise_level, activation, x, noise_masks, weights, slope, key)
 
 
@@ -137,14 +143,18 @@ def perturb_combine_dense(
     Raises:
         InputError: as `perturb_combine`.
     """
-    _check_shapes(x, noise_masks, weights[:, None] if weights.ndim == 2 else weights)
-    _check_options(noise_level, activation, slope, key)
+    _check_input(x, noise_masks)
     if noise_masks.shape[-1] != 1:
         raise InputError(f'noise_masks of shape {noise_masks.shape}: perturb_combine_dense takes one mask per channel')
-    perturbed = x + noise_level * noise_masks[None, ..., 0]
+    if weights.ndim != 2 or weights.shape[0] != x.shape[-1]:
+        raise InputError(
+            f'weights of shape {weights.shape}: for {x.shape[-1]} channels it must be [{x.shape[-1]}, outputs]'
+        )
+    _check_options(noise_level, activation, slope, key)
+    perturbed = x + float(noise_level) * noise_masks[None, ..., 0].astype(x.dtype)
     if key is not None:
         slope = draw_slopes(key, 0, perturbed.shape, perturbed.dtype)
-    return combine_channels(activate(activation, perturbed, slope), weights)
+    return combine_channels(activate(activation, perturbed, slope), weights).astype(x.dtype)
 
 
 def combine_channels(x: jax.Array, weights: jax.Array, stride: int = 1) -> jax.Array:
@@ -216,6 +226,17 @@ def _run(implementation: str, pass_name: str, *arguments, **options):
 
 def _check_shapes(x: jax.Array, noise_masks: jax.Array, weights: jax.Array) -> None:
     """Raises InputError unless x is [b, h, w, g], noise_masks [h, w, g or 1, m] and weights [g, m, k]."""
+    _check_input(x, noise_masks)
+    channels = x.shape[-1]
+    if weights.ndim != 3 or weights.shape[:2] != (channels, noise_masks.shape[3]):
+        raise InputError(
+            f'weights of shape {weights.shape}: for {channels} channels and {noise_masks.shape[3]} masks it must be '
+            f'[{channels}, {noise_masks.shape[3]}, outputs per channel]'
+        )
+
+
+def _check_input(x: jax.Array, noise_masks: jax.Array) -> None:
+    """Raises InputError unless x is [b, h, w, g] and noise_masks [h, w, g or 1, m]."""
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f'x of shape {x.shape} and type {x.dtype}: must be [b, h, w, g], of a floating-point type')
     _, height, width, channels = x.shape
@@ -225,11 +246,6 @@ def _check_shapes(x: jax.Array, noise_masks: jax.Array, weights: jax.Array) -> N
             f'noise_masks of shape {noise_masks.shape}: for x of shape {x.shape} it must be '
             f'[{height}, {width}, {channels} or 1, m], with at least one mask'
         )
-    if weights.ndim != 3 or weights.shape[:2] != (channels, noise_masks.shape[3]):
-        raise InputError(
-            f'weights of shape {weights.shape}: for {channels} channels and {noise_masks.shape[3]} masks it must be '
-            f'[{channels}, {noise_masks.shape[3]}, outputs per channel]'
-        )
 
 
 def _check_options(
@@ -237,12 +253,12 @@ def _check_options(
 ) -> None:
     if not isinstance(noise_level, numbers.Real):
         raise InputError(f'noise_level={noise_level!r}: must be a number, not an array')
+    if not isinstance(activation, Hashable):
+        raise InputError(f'activation={activation!r}: must be hashable')
     if activation is not None and not callable(activation) and activation not in ACTIVATIONS:
         raise InputError(
             f'activation={activation!r}: allowed are {", ".join(ACTIVATIONS)}, an elementwise function, or None'
         )
-    if not isinstance(activation, Hashable):
-        raise InputError(f'activation={activation!r}: a function must be hashable')
     if key is not None and activation != 'rrelu':
         raise InputError(f"key: only activation='rrelu' draws slopes, not activation={activation!r}")
     if key is None and activation in _LEAKY and (slope is None or jnp.ndim(slope) != 0):

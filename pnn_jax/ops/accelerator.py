@@ -30,34 +30,34 @@ def combine(
     """`perturb_combine`, arguments as there. Sums are in float32 or wider."""
     x_wide, noise_masks, weights, slope = _widen(x, noise_masks, weights, slope)
     perturbed = _perturb(x_wide, noise_masks, noise_level)
-    slope = _slopes(slope, key, perturbed)
-    return sum_over_masks(activate(activation, perturbed, slope), weights).astype(x.dtype)
+    slope = _slope_per_value(slope, key, perturbed)
+    return _weighted_sums(activate(activation, perturbed, slope), weights).astype(x.dtype)
 
 
 def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
     """The gradients of x, noise_masks, weights and slope for the cotangent y_bar [b, h, w, g, k].
 
-    In the comments, y = sum over masks of w r(p), for a weight w, the activation r and a perturbed value p.
+    In the comments, y = sum over masks of w r(v), for a weight w, the activation r and a perturbed value v.
     """
     arguments = x, noise_masks, weights, slope
     x, noise_masks, weights, slope, y_bar = _widen(*arguments, y_bar)
     perturbed = _perturb(x, noise_masks, noise_level)
-    slopes = _slopes(slope, key, perturbed)
+    slopes = _slope_per_value(slope, key, perturbed)
     outputs = range(weights.shape[-1])
 
     def respond(perturbed):
         return activate(activation, perturbed, slopes)
 
-    # x_bar = y_bar * sum over masks of w r'(p). Multiplying after the sum saves one product per mask.
+    # x_bar = y_bar * sum over masks of w r'(v). Multiplying after the sum saves one product per mask.
     x_bar = sum(
-        y_bar[..., k] * _times_derivative(respond, perturbed, masks_first(weights)[:, k]).sum(0) for k in outputs
+        y_bar[..., k] * _vjp_elementwise(respond, perturbed, _masks_first(weights)[:, k]).sum(0) for k in outputs
     )
-    # weights_bar = sum over images and pixels of y_bar r(p).
+    # weights_bar = sum over images and pixels of y_bar r(v).
     responses = respond(perturbed)
     weights_bar = jnp.stack([(responses * y_bar[None, ..., k]).sum((1, 2, 3)).T for k in outputs], axis=-1)
-    # p = x + level * mask, so noise_bar = level * the sum of p_bar over all images (and channels, if they share masks).
-    responses_bar = sum(masks_first(weights)[:, k] * y_bar[None, ..., k] for k in outputs)
-    perturbed_bar = _times_derivative(respond, perturbed, responses_bar)
+    # v = x + level * mask, so noise_bar = level * the sum of v_bar over all images (and channels, if they share masks).
+    responses_bar = sum(_masks_first(weights)[:, k] * y_bar[None, ..., k] for k in outputs)
+    perturbed_bar = _vjp_elementwise(respond, perturbed, responses_bar)
     noise_bar = noise_level * perturbed_bar.sum((1, 4) if noise_masks.shape[2] == 1 else 1)
     noise_bar = jnp.moveaxis(noise_bar.reshape(-1, *noise_masks.shape[:3]), 0, -1)
     slope_bar = None
@@ -67,14 +67,14 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     return jax.tree.map(lambda bar, argument: bar.astype(argument.dtype), bars, arguments)
 
 
-def masks_first(weights: jax.Array) -> jax.Array:
+def _masks_first(weights: jax.Array) -> jax.Array:
     """[g, m, k] -> [m, k, 1, 1, 1, g]. The weights of one output, [:, k], broadcast against [m, b, h, w, g]."""
     return jnp.moveaxis(weights, 0, -1)[:, :, None, None, None]
 
 
-def sum_over_masks(responses: jax.Array, weights: jax.Array) -> jax.Array:
+def _weighted_sums(responses: jax.Array, weights: jax.Array) -> jax.Array:
     """The weighted sums of responses [m, b, h, w, g] with weights [g, m, k]: [b, h, w, g, k]."""
-    weights = masks_first(weights)
+    weights = _masks_first(weights)
     return jnp.stack([(weights[:, k] * responses).sum(0) for k in range(weights.shape[1])], axis=-1)
 
 
@@ -89,7 +89,7 @@ def _perturb(x: jax.Array, noise_masks: jax.Array, noise_level: float) -> jax.Ar
     return x[None] + noise_level * jnp.moveaxis(noise_masks, -1, 0)[:, None]
 
 
-def _slopes(slope: jax.Array | None, key: jax.Array | None, perturbed: jax.Array) -> jax.Array | None:
+def _slope_per_value(slope: jax.Array | None, key: jax.Array | None, perturbed: jax.Array) -> jax.Array | None:
     """The scalar slope, or random ones of the shape of `perturbed` where there is a key."""
     if key is None:
         return slope
@@ -97,6 +97,6 @@ def _slopes(slope: jax.Array | None, key: jax.Array | None, perturbed: jax.Array
     return jax.vmap(lambda index: draw_slopes(key, index, tuple(shape), perturbed.dtype))(jnp.arange(masks))
 
 
-def _times_derivative(function: Callable, at: jax.Array, factor: jax.Array) -> jax.Array:
+def _vjp_elementwise(function: Callable, at: jax.Array, factor: jax.Array) -> jax.Array:
     """factor * function'(at), in the shape of `at`, for an elementwise function."""
     return jax.vjp(function, at)[1](jnp.broadcast_to(factor, at.shape))[0]

@@ -48,7 +48,9 @@ def activate(activation: ActivationLike, perturbed: jax.Array, slope: jax.Array 
 def draw_slopes(key: jax.Array, mask_index: jax.Array | int, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """The random slopes of rrelu for one mask: one slope for every value that this mask perturbs.
 
-    The key of a mask is fold_in(key, mask_index). All implementations therefore draw the same slopes.
+    The key of a mask is fold_in(key, mask_index), and slopes are drawn in float32 or wider, because jax draws other
+    values for other types. All implementations therefore draw the same slopes.
     """
     low, high = RRELU_BOUNDS
-    return jax.random.uniform(jax.random.fold_in(key, mask_index), shape, dtype, low, high)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jax.random.uniform(jax.random.fold_in(key, mask_index), shape, wide, low, high).astype(dtype)

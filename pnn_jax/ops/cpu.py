@@ -1,7 +1,7 @@
-"""The perturbation operation for CPUs with vector registers of up to 16 float32 values (AVX-512).
+"""The perturbation operation for CPUs, tuned on AVX-512 (vector registers of 16 float32 values).
 
 The layout decides the speed. Inside, the batch is the last axis and pixels are the first: a vector register then holds
-one pixel and channel of 16 images. Masks and weights are scalars to it, and the masks are read once, in the order in
+16 images of one pixel and channel, for which masks and weights are scalars. The masks are read once, in the order in
 which they are stored. All arithmetic is elementwise. This includes the gradient of the weights, which sums over pixels
 and keeps the images of the batch apart until the end: XLA vectorizes elementwise arithmetic well, and reductions badly.
 """
@@ -16,16 +16,17 @@ from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
 # Each loop below handles a group per iteration, as one fused expression without a loop inside. Larger groups keep more
 # values in registers, at the price of compile time. Groups of pixels matter for the gradient of the weights, groups of
-# masks for the sum over masks. Half and double of these sizes were no faster on a CPU with AVX-512.
-PIXELS_PER_PASS = 32
-MASKS_PER_PASS = 16
-IMAGES_PER_PASS = 8
+# masks for the sum over masks. A group is the largest divisor up to these sizes, so that prime numbers are slow. Half
+# and double of these sizes were no faster on a CPU with AVX-512.
+PIXELS_PER_ITERATION = 32
+MASKS_PER_ITERATION = 16
+IMAGES_UNROLLED = 8
 
 # The batch is padded to a multiple of this, the number of float32 values in an AVX-512 register.
 LANES = 16
 
 # In this file, p counts pixels (h x w) and n images (the padded batch): x [p, g, 1, n], noise [p, g or 1, m],
-# weights [g, m, k]; y and its cotangent [p, g, k, n].
+# weights [g, m, k]; y and its cotangent [p, g, k, n]. `a_bar` is the gradient of the loss with respect to `a`.
 
 
 def combine(
@@ -49,8 +50,8 @@ def combine(
         respond = lambda noise, weights: _respond(noise_level, activation, x, noise, weights, wide_slope)
         return None, _sum_over_masks(respond, jnp.zeros_like(x), noise, wide_weights), ()
 
-    everywhere = jnp.broadcast_to(x[..., None], (*x.shape, weights.shape[-1]))
-    _, y, _ = _replace_pixels(step, None, _images_last(everywhere.astype(wide)), (_pixels_first(noise_masks),))
+    x_per_output = jnp.broadcast_to(x[..., None], (*x.shape, weights.shape[-1]))  # y replaces it, group by group
+    _, y, _ = _replace_pixels(step, None, _images_last(x_per_output.astype(wide)), (_pixels_first(noise_masks),))
     return _images_first(y, x.shape).astype(x.dtype)
 
 
@@ -65,16 +66,16 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     def step(carry, y_bar, arrays):
         weights_bar, slope_bar = carry
         x, noise = (a.astype(wide) for a in arrays)
-        everywhere = jax.tree.map(lambda a: jnp.broadcast_to(a, y_bar.shape), (x, wide_slope))
+        x_and_slope = jax.tree.map(lambda a: jnp.broadcast_to(a, y_bar.shape), (x, wide_slope))
 
         def bars(noise, weights):
             respond = lambda x, slope: _respond(noise_level, activation, x, noise, weights, slope)
-            return jax.vjp(respond, *everywhere)[1](y_bar)
+            return jax.vjp(respond, *x_and_slope)[1](y_bar)
 
-        x_bar, more_slope_bar = _sum_over_masks(bars, jax.tree.map(jnp.zeros_like, everywhere), noise, wide_weights)
-        for p in range(len(x)):
-            perturbed = x[p, :, None] + noise_level * noise[p, :, :, None, None]
-            weights_bar = weights_bar + y_bar[p, :, None] * activate(activation, perturbed, wide_slope)
+        x_bar, more_slope_bar = _sum_over_masks(bars, jax.tree.map(jnp.zeros_like, x_and_slope), noise, wide_weights)
+        for i in range(len(x)):
+            perturbed = x[i, :, None] + noise_level * noise[i, :, :, None, None]
+            weights_bar = weights_bar + y_bar[i, :, None] * activate(activation, perturbed, wide_slope)
         slope_bar = jax.tree.map(jnp.add, slope_bar, more_slope_bar)
         # Compiled away where the masks are fixed.
         noise_bar = _noise_gradient(noise_level, activation, x, noise, wide_weights, wide_slope, y_bar)
@@ -83,6 +84,7 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     arrays = _images_last(x[..., None]), _pixels_first(noise_masks)
     y_bar = _images_last(y_bar.astype(wide))
     start = _start_of_sums(weights, slope, y_bar)
+    # x_bar replaces y_bar, group by group.
     (weights_bar, slope_bar), x_bar, noise_masks_bar = _replace_pixels(step, start, y_bar, arrays)
     x_bar = _images_first(x_bar.sum(-2), x.shape)
     noise_masks_bar = noise_masks_bar.reshape(noise_masks.shape)
@@ -93,11 +95,12 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
 def _start_of_sums(weights: jax.Array, slope: jax.Array | None, y_bar: jax.Array):
     """Zeros, from which the gradients of weights and slope are summed, with the images kept apart.
 
-    The zero is computed from y_bar. XLA would fill a constant for all layers when the program begins, and keep it.
+    XLA:CPU would fill constant zeros for all layers when the program begins, and keep them. So the zero depends on
+    y_bar, in a form that XLA cannot simplify. A NaN in y_bar then makes all sums NaN; training stops on it anyway.
     """
     pixels, *per_pixel = y_bar.shape
     zero = jnp.where(y_bar[0, 0, 0, 0] == y_bar[0, 0, 0, 0], 0, jnp.nan).astype(y_bar.dtype)
-    slope_shape = _pixels_per_pass(pixels), *per_pixel
+    slope_shape = _pixels_per_iteration(pixels), *per_pixel
     return (
         jnp.broadcast_to(zero, (*weights.shape, per_pixel[-1])),
         jax.tree.map(lambda _: jnp.broadcast_to(zero, slope_shape), slope),
@@ -105,7 +108,7 @@ def _start_of_sums(weights: jax.Array, slope: jax.Array | None, y_bar: jax.Array
 
 
 def _noise_gradient(noise_level, activation, x, noise, weights, slope, y_bar):
-    """The gradient of a group of masks, image after image; the masks are the elements of a vector register."""
+    """The gradient of a group of masks. It sums over images, so here masks fill the vector registers, not images."""
 
     def add_image(total, image):
         x, y_bar = image
@@ -115,7 +118,7 @@ def _noise_gradient(noise_level, activation, x, noise, weights, slope, y_bar):
 
     images = jnp.moveaxis(x, -1, 0), jnp.moveaxis(y_bar, -1, 0)
     total = jnp.zeros((*x.shape[:2], noise.shape[-1]), x.dtype)
-    total, _ = jax.lax.scan(add_image, total, images, unroll=IMAGES_PER_PASS)
+    total, _ = jax.lax.scan(add_image, total, images, unroll=IMAGES_UNROLLED)
     return total.sum(1, keepdims=True) if noise.shape[1] == 1 else total
 
 
@@ -156,20 +159,21 @@ def _group_size(total: int, most: int) -> int:
     return max(size for size in range(1, most + 1) if total % size == 0)
 
 
-def _pixels_per_pass(pixels: int) -> int:
-    return _group_size(pixels, min(PIXELS_PER_PASS, max(pixels - 1, 1)))
+def _pixels_per_iteration(pixels: int) -> int:
+    return _group_size(pixels, min(PIXELS_PER_ITERATION, max(pixels - 1, 1)))
 
 
 def _replace_pixels(step: Callable, carry, buffer: jax.Array, arrays: tuple[jax.Array, ...]):
-    """Runs step(carry, buffer's group, groups of arrays) -> carry, new group, outputs over groups of pixels.
+    """Runs `step` over groups of pixels, the first axis of `buffer`, of all arrays and of all outputs.
 
-    Pixels are the first axis of `buffer`, of all arrays and of all outputs. The new groups replace those of the buffer.
-    An array of its own for the results would start as zeros, which XLA:CPU creates for all layers at once when the
-    program begins. There are at least two groups: without the loop, XLA would fuse the transpositions around it into
-    the arithmetic, which is slow.
+    step(carry, group of the buffer, groups of the arrays) -> carry, new group of the buffer, outputs
+
+    The results overwrite the buffer: a separate output would start as zeros, which XLA:CPU creates for all layers at
+    once when the program begins. Where there is more than one pixel there are at least two groups: without a loop, XLA
+    would fuse the transpositions around it into the arithmetic, which is slow.
     """
     pixels = len(buffer)
-    size = _pixels_per_pass(pixels)
+    size = _pixels_per_iteration(pixels)
 
     def body(state, arrays):
         index, carry, buffer = state
@@ -185,7 +189,7 @@ def _replace_pixels(step: Callable, carry, buffer: jax.Array, arrays: tuple[jax.
 def _sum_over_masks(function: Callable, zeros, noise: jax.Array, weights: jax.Array):
     """Sums function(noise [p, g or 1, m'], weights [g, m', k]) over groups of masks, starting from `zeros`."""
     num_masks = noise.shape[-1]
-    size = _group_size(num_masks, MASKS_PER_PASS)
+    size = _group_size(num_masks, MASKS_PER_ITERATION)
 
     def step(i, total):
         group = (

@@ -22,7 +22,7 @@ def combine(
     for m in range(noise_masks.shape[-1]):
         slopes = slope if key is None else draw_slopes(key, m, x.shape, x.dtype)
         responses.append(activate(activation, perturbed[..., m], slopes))
-    return jnp.einsum('mbhwg,gmk->bhwgk', jnp.stack(responses), weights)
+    return jnp.einsum('mbhwg,gmk->bhwgk', jnp.stack(responses), weights).astype(x.dtype)
 
 
 def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):

@@ -171,9 +171,9 @@ def describe_epoch(metrics: dict, num_epochs: int) -> str:
     """One line of an epoch's metrics, as they stand in metrics.jsonl."""
     split = evaluated_split(metrics)
     correct, count, accuracy = (metrics[f'{split}_{name}'] for name in ('correct', 'count', 'accuracy'))
+    speed = metrics['images_per_second']  # None: this epoch was trained by an earlier process
     return (
         f'epoch {metrics["epoch"]}/{num_epochs}  lr {metrics["learning_rate"]:.3g}  '
         f'train loss {metrics["train_loss"]:.4f} accuracy {100 * metrics["train_accuracy"]:.2f}%  '
-        f'{split} {correct}/{count} = {100 * accuracy:.2f}%  '
-        f'{metrics["images_per_second"]:,.0f} images/s'
+        f'{split} {correct}/{count} = {100 * accuracy:.2f}%{"" if speed is None else f"  {speed:,.0f} images/s"}'
     )
