@@ -85,7 +85,7 @@ def evaluation_command(given: GivenConfig, config: ml_collections.ConfigDict, wo
         for field, value in flat_fields(config).items()
         if value != in_file[field]
     ]
-    command = ['python', '-m', 'pnn_jax.main', '--mode=eval', f'--workdir={workdir}', f'--config={given.file}']
+    command = ['pnn-train', '--mode=eval', f'--workdir={workdir}', f'--config={given.file}']
     return shlex.join([*command, *changed])
 
 
@@ -108,7 +108,14 @@ def _export(workdir: Path, target: Path, checkpoint: str, arguments: Sequence[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='pnn-convert', description=__doc__.splitlines()[0])
+    summary, _, explanation = __doc__.partition('\n')
+    parser = argparse.ArgumentParser(
+        prog='pnn-convert',
+        usage='%(prog)s [-h] [--checkpoint {latest,best}] IN OUT [--config=FILE] [--config.FIELD=VALUE ...]',
+        description=summary,
+        epilog=explanation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('source', metavar='IN', help='a .pth or .safetensors file, or a workdir')
     parser.add_argument('target', metavar='OUT', help='a new workdir, or a new .pth file')
     parser.add_argument('--checkpoint', choices=('latest', 'best'), default='latest', help='which one of a workdir')

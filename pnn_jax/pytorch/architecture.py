@@ -10,6 +10,7 @@ import numpy as np
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS
 from pnn_jax.pytorch.files import Module
+from pnn_jax.pytorch.names import ACTIVATION_KINDS, POOLING_KINDS
 from pnn_jax.pytorch.variables import TorchTensors
 
 
@@ -128,19 +129,6 @@ def _of_layers(name: str, state: Mapping[str, np.ndarray]) -> tuple[dict[str, An
             fields['share_masks'] = owners == 1
         channels = owners if owners > 1 else weight.shape[1] if masks == 1 else None
     return fields, image_size, channels
-
-
-ACTIVATION_KINDS = {
-    'ReLU': 'relu',
-    'LeakyReLU': 'lrelu',
-    'PReLU': 'prelu',
-    'RReLU': 'rrelu',
-    'ELU': 'elu',
-    'SELU': 'selu',
-    'Tanh': 'tanh',
-    'Sigmoid': 'sigmoid',
-}
-POOLING_KINDS = {'MaxPool2d': 'max', 'AvgPool2d': 'avg'}
 
 
 def fields_of_modules(model: Module) -> dict[str, Any]:
