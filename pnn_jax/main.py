@@ -176,8 +176,8 @@ def main(argv: list[str]) -> None:
         if MODE.value == 'eval':
             config = read_run_config(workdir) if config is None else config
             result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value)
-            say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
             say(describe_classes(result))
+            say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
             return
         validate_config(config)
         note_ineffective_overrides(config)
