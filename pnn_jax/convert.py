@@ -78,7 +78,10 @@ def read_config(arguments: Sequence[str]) -> GivenConfig:
 
 
 def evaluation_command(given: GivenConfig, config: ml_collections.ConfigDict, workdir: Path) -> str:
-    """The command that evaluates a converted workdir: every field in which `config` differs from the file is named."""
+    """The command that evaluates a converted workdir. It has a flag for every field that differs from the config file.
+
+    The workdir alone would do. But people change the data in this command, and need --config for that.
+    """
     in_file = flat_fields(read_config([f'--config={given.file}']).config)
     changed = [
         f'--config.{field}={tuple(value) if isinstance(value, list) else value}'

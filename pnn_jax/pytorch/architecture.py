@@ -64,7 +64,7 @@ def network_name(state_dict: Mapping[str, np.ndarray]) -> str:
 
 
 def architecture_of(tensors: TorchTensors, known: Mapping[str, Any], path: Path) -> Architecture:
-    """What names and shapes tell, and what the saved modules told already.
+    """The network of a file: from the names and shapes of its tensors, and from its saved modules, if it has any.
 
     Args:
         known: `fields_of_modules`, or {} for a state_dict.
