@@ -1,9 +1,11 @@
-# Trains the quickstart:
+# Trains the quickstart, and leaves the files of the run in the folder `runs` of the host:
 #
 #   docker build --tag pnn-jax .
-#   docker run --rm --volume "$PWD/runs:/work/runs" pnn-jax
+#   mkdir -p runs
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD/runs:/work/runs" pnn-jax
 #
-# Other runs take other arguments: docker run ... pnn-jax --config=configs/noise_masks.py --workdir=runs/noise_masks
+# --user: the folder belongs to you, and the user of the image may not write to it.
+# Other runs take other arguments: docker run ... pnn-jax --config=noise_masks --workdir=runs/noise_masks
 # For GPUs, build with --build-arg EXTRAS=train,cuda and run with --gpus=all.
 FROM python:3.13-slim
 ARG EXTRAS=train
@@ -13,7 +15,9 @@ COPY configs configs
 COPY pnn_jax pnn_jax
 RUN pip install --no-cache-dir --editable ".[$EXTRAS]" \
     && useradd --create-home trainer && mkdir runs && chown trainer runs
+# Libraries keep caches in the home directory. This one can be written to by whoever runs the image.
+ENV HOME=/tmp
 USER trainer
 VOLUME /work/runs
 ENTRYPOINT ["python", "-m", "pnn_jax.main"]
-CMD ["--config=configs/quickstart.py", "--workdir=runs/quickstart"]
+CMD ["--config=quickstart", "--workdir=runs/quickstart"]

@@ -8,7 +8,7 @@ or plot library is loaded for a layer.
     exact evaluation                evaluate_exactly, make_evaluate, Evaluation
     historical ways of counting     smoothed_accuracy, mean_batch_accuracy, floored_batch_accuracy, exact_accuracy
     intervals                       wilson_interval
-    runs                            train_and_evaluate, load_run, Run
+    runs                            load_config, train_and_evaluate, load_run, Run
     errors                          InputError, RunError, StoppedEarly
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pnn_jax.accounting import exact_accuracy, floored_batch_accuracy, mean_batch_accuracy, smoothed_accuracy
+    from pnn_jax.config_flag import load_config
     from pnn_jax.errors import InputError, RunError, StoppedEarly
     from pnn_jax.evaluate import Evaluation, evaluate_exactly, make_evaluate
     from pnn_jax.models.registry import create_model
@@ -43,6 +44,7 @@ _MODULES = {
     'exact_accuracy': 'accounting',
     'floored_batch_accuracy': 'accounting',
     'init_variables': 'models.variables',
+    'load_config': 'config_flag',
     'load_run': 'run.load',
     'make_evaluate': 'evaluate',
     'mean_batch_accuracy': 'accounting',

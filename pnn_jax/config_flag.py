@@ -1,12 +1,15 @@
-"""The flag --config: a file, or the name of a config that comes with the package.
+"""Configs, each a file or the name of one that comes with the package: `load_config`, and the flag --config.
 
 A config file may import its neighbours (`from configs import default`). Python would look for `configs` in the folder
 where the program was started, and find none there, or that of another project. So `configs` is bound to the folder of
 the file before the file is loaded. The configs of the package come last, so that a file anywhere can import them.
 """
 
+import ast
 import difflib
+import os
 import re
+import runpy
 import sys
 import traceback
 import types
@@ -20,6 +23,46 @@ from ml_collections import config_flags
 from pnn_jax.errors import InputError, one_line
 from pnn_jax.paths import local_path
 from pnn_jax.run.provenance import CONFIGS
+
+
+def load_config(name: str | os.PathLike) -> ml_collections.ConfigDict:
+    """The config of a file, or the one that comes with the package under that name; `configs/default.py` explains it.
+
+    >>> config = load_config('quickstart')
+    >>> config.model.num_masks = 16
+    >>> config.update_from_flattened_dict({'num_epochs': 2, 'data.image_size': 8})
+
+    Args:
+        name: as --config takes it: 'quickstart', 'my_question.py'. The file is a Python program and is executed.
+
+    Returns:
+        A config of your own, whose fields you may change. It is locked: a field with another name is an AttributeError.
+
+    Raises:
+        InputError: there is no such file, or it has no function `get_config`.
+    """
+    file = find_config(os.fspath(name), 'config')
+    before = {module: sys.modules[module] for module in list(sys.modules) if _is_configs(module)}
+    bind_neighbours(file)
+    try:
+        found = runpy.run_path(str(file))
+        if 'get_config' not in found:
+            raise InputError(f'config={name}: the file has no function get_config')
+        return found['get_config']().lock()
+    finally:  # the calling program may have a package `configs` of its own
+        for module in [module for module in sys.modules if _is_configs(module)]:
+            del sys.modules[module]
+        sys.modules.update(before)
+
+
+# What libraries say of a command line, and what the user is told instead.
+REWORDED = {
+    r'flag (--config)=\S+: (?=--config)': '',
+    r'flag (--\S+): invalid literal for int.*': r'\1: must be an integer',
+    r'flag (--\S+): could not convert string to float.*': r'\1: must be a number',
+    r'flag (--\S+): \(.Non-boolean argument.*': r'\1: must be true or false',
+    r"Unknown command line flag '(config\.\S+)'.*": r'--\1: needs --config=FILE_OR_NAME',
+}
 
 
 class _Parser(flags.ArgumentParser):
@@ -74,20 +117,24 @@ def config_name(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     return Path(config_flags.get_config_filename(flag_values['config']).partition(':')[0]).stem
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, field: str = '--config') -> Path:
     """The file that `name` means: a path, or the name of a config of the package.
+
+    Args:
+        name: as the user wrote it.
+        field: the flag or argument, for errors.
 
     Raises:
         InputError: there is no such file; the nearest name is given.
     """
-    path = local_path(name, '--config') if name.startswith('~') else Path(name)
+    path = local_path(name, field) if name.startswith('~') else Path(name)
     if path.is_file():
         return path
     if name in shipped_configs():
         return CONFIGS / f'{name}.py'
     near = _nearest_file(path) or _nearest(path.stem, shipped_configs())
     hint = f' (did you mean {near}?)' if near else ''
-    raise InputError(f'--config={name}: there is no such file{hint}')
+    raise InputError(f'{field}={name}: there is no such file{hint}')
 
 
 def shipped_configs() -> list[str]:
@@ -115,22 +162,34 @@ def bind_neighbours(file: Path) -> None:
     bound = sys.modules.get('configs')
     if bound is not None and list(getattr(bound, '__path__', []))[:1] == path[:1]:
         return
-    for name in [name for name in sys.modules if name == 'configs' or name.startswith('configs.')]:
+    for name in [name for name in sys.modules if _is_configs(name)]:
         del sys.modules[name]
     package = types.ModuleType('configs')
     package.__path__ = path
     sys.modules['configs'] = package
 
 
+def _is_configs(module: str) -> bool:
+    return module == 'configs' or module.startswith('configs.')
+
+
 def parse_error(error: Exception) -> InputError:
     """The line for what absl, ml_collections or a config file raise while flags are parsed."""
-    message = re.sub(r'^flag --config=\S+: (?=--config)', '', one_line(error))
-    message = message.replace('\\n', ' ').replace("\\'", "'").strip('"')
+    message = one_line(error)
+    for pattern, reworded in REWORDED.items():
+        message = re.sub(f'^{pattern}', reworded, message)
     if isinstance(error, InputError | flags.Error):
         return InputError(message)
     if isinstance(error, AttributeError | KeyError):
-        return InputError(f'unknown config field: {message}')
+        return InputError(f'unknown config field: {_unquoted(str(error))}')
     if isinstance(error, OSError | SyntaxError):  # these name the file
         return InputError(f'--config: {message}')
     place = traceback.extract_tb(error.__traceback__)[-1]
     return InputError(f'--config: {type(error).__name__}: {message} ({place.filename}, line {place.lineno})')
+
+
+def _unquoted(text: str) -> str:
+    """The message of a KeyError, which puts quotes around it; ml_collections adds a second pair."""
+    while re.fullmatch(r"""(['"]).*['"\\].*\1""", text):
+        text = ast.literal_eval(text)
+    return ' '.join(text.split())

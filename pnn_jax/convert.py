@@ -78,14 +78,17 @@ def read_config(arguments: Sequence[str]) -> GivenConfig:
 
 
 def evaluation_command(given: GivenConfig, config: ml_collections.ConfigDict, workdir: Path) -> str:
-    """The command that evaluates a converted workdir: every field in which `config` differs from the file is named."""
+    """The command that evaluates a converted workdir. It has a flag for every field that differs from the config file.
+
+    The workdir alone would do. But people change the data in this command, and need --config for that.
+    """
     in_file = flat_fields(read_config([f'--config={given.file}']).config)
     changed = [
         f'--config.{field}={tuple(value) if isinstance(value, list) else value}'
         for field, value in flat_fields(config).items()
         if value != in_file[field]
     ]
-    command = ['python', '-m', 'pnn_jax.main', '--mode=eval', f'--workdir={workdir}', f'--config={given.file}']
+    command = ['pnn-train', '--mode=eval', f'--workdir={workdir}', f'--config={given.file}']
     return shlex.join([*command, *changed])
 
 
@@ -108,7 +111,14 @@ def _export(workdir: Path, target: Path, checkpoint: str, arguments: Sequence[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='pnn-convert', description=__doc__.splitlines()[0])
+    summary, _, explanation = __doc__.partition('\n')
+    parser = argparse.ArgumentParser(
+        prog='pnn-convert',
+        usage='%(prog)s [-h] [--checkpoint {latest,best}] IN OUT [--config=FILE] [--config.FIELD=VALUE ...]',
+        description=summary,
+        epilog=explanation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('source', metavar='IN', help='a .pth or .safetensors file, or a workdir')
     parser.add_argument('target', metavar='OUT', help='a new workdir, or a new .pth file')
     parser.add_argument('--checkpoint', choices=('latest', 'best'), default='latest', help='which one of a workdir')

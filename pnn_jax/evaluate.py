@@ -79,6 +79,19 @@ def _fetched(results: Iterable) -> Iterator:
         yield jax.device_get(waiting)
 
 
+def checked_logits(logits: Any, num_images: int) -> Any:
+    """Returns `logits`, if it is one array [num_images, classes]. Others may broadcast, and be counted wrongly.
+
+    Raises:
+        InputError: says what `predict` returned instead.
+    """
+    shape = getattr(logits, 'shape', None)
+    if shape is None or len(shape) != 2 or shape[0] != num_images:
+        found = type(logits).__name__ if shape is None else f'an array of shape {list(shape)}'
+        raise InputError(f'predict must return one array of logits [{num_images}, classes], but returned {found}')
+    return logits
+
+
 def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
     """Makes the program of one batch: eval_step(variables, batch) -> (totals, outcomes of all devices).
 
@@ -88,7 +101,8 @@ def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = Non
     """
 
     def eval_step(variables, batch):
-        examples = example_metrics(predict(variables, batch['image']), batch['label'], batch['batch_mask'])
+        logits = checked_logits(predict(variables, batch['image']), len(batch['image']))
+        examples = example_metrics(logits, batch['label'], batch['batch_mask'])
         totals = jax.lax.psum(examples.sum(), 'batch')
         outcomes = {
             'index': batch['index'],
@@ -177,8 +191,8 @@ def evaluate_exactly(
         Counts and outcomes in the order of `images`; its `accuracy` is a fraction.
 
     Raises:
-        InputError: there are no examples, not one label for each image, a label is out of range, or the batch size is
-            below 1.
+        InputError: there are no examples, not one label for each image, a label is out of range, the batch size is
+            below 1, or `predict` returns something else than logits.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if not len(images) or labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
@@ -188,7 +202,7 @@ def evaluate_exactly(
         )
     if batch_size < 1:
         raise InputError(f'batch_size={batch_size}: must be at least 1')
-    classes = jax.eval_shape(predict, variables, images[:1]).shape[-1]
+    classes = checked_logits(jax.eval_shape(predict, variables, images[:1]), 1).shape[1]
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:  # such a label has no logit, so no prediction could be right or wrong
         raise InputError(f'labels: {labels[wrong[0]]} of image {wrong[0]} is not within 0..{classes - 1}')

@@ -1,4 +1,4 @@
-"""Writes a finished run as files that other programs read.
+"""Writes a finished run, or a network converted from PyTorch, as files that other programs read.
 
 pnn-export runs/quickstart exported/quickstart [--checkpoint=best]        or: python -m pnn_jax.export
 
@@ -22,7 +22,7 @@ with imports_of_command('pnn-export', 'export'):
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='pnn-export', description=__doc__.splitlines()[0])
-    parser.add_argument('workdir', metavar='IN', help='the workdir of a finished run')
+    parser.add_argument('workdir', metavar='IN', help='the workdir of a finished run, or of a converted network')
     parser.add_argument('target', metavar='OUT', help='a new folder')
     parser.add_argument('--checkpoint', choices=('latest', 'best'), default='latest', help='which one of the run')
     args = parser.parse_args(argv)

@@ -5,6 +5,9 @@ pnn-train --config=noise_masks --workdir=runs/noise_masks      or: python -m pnn
 --config is a file, or the name of a config that comes with the package. Every field of it is a flag:
 --config.model.num_masks=8
 
+pnn-train --mode=eval --workdir=runs/noise_masks counts exactly what a finished run gets right. Its config is that of
+the run, unless --config names another one, with other data for example.
+
 Exit codes: 0 done; 1 the run failed (one line says why); 2 wrong usage, config or input; 75 stopped early on request
 (SIGTERM, SIGINT or --time_budget) with its state saved: the same command resumes the run.
 """
@@ -65,11 +68,8 @@ def parse(argv: list[str]) -> list[str]:
     protect_standard_streams()
     try:
         rest = flags.FLAGS(argv)
-        if CONFIG.value is None:
-            raise InputError(
-                f'--config is required: a file, or the name of a config of the package ({", ".join(shipped_configs())})'
-            )
-        CONFIG.value.to_dict()  # a file that cannot be loaded raises only when it is used
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # a file that cannot be loaded raises only when it is used
         check_flags()
     except Exception as error:  # noqa: BLE001  (a config file is a program, which can raise anything)
         fail(str(parse_error(error)), 2)
@@ -80,6 +80,10 @@ def parse(argv: list[str]) -> list[str]:
 
 def check_flags() -> None:
     """Raises InputError where a flag's value is not allowed, or flags do not go together."""
+    if CONFIG.value is None and not (MODE.value == 'eval' and WORKDIR.value):
+        raise InputError(
+            f'--config is required: a file, or the name of a config of the package ({", ".join(shipped_configs())})'
+        )
     if COORDINATOR.value is None and (NUM_PROCESSES.value is not None or PROCESS_ID.value is not None):
         raise InputError('--num_processes and --process_id need --coordinator=HOST:PORT')
     budget = TIME_BUDGET.value
@@ -153,12 +157,14 @@ def main(argv: list[str]) -> None:
     del argv
     should_stop = stop_conditions(TIME_BUDGET.value)
     os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
-    config, name = CONFIG.value, config_name()
+    config = CONFIG.value
+    name = config_name() if config is not None else WORKDIR.value or ''
     workdir = os.fspath(local_path(WORKDIR.value or os.path.join('runs', name), '--workdir'))
     print(f'{name}: starting', flush=True)
     # Imported here, because jax reads XLA_FLAGS when it is imported.
     from pnn_jax.evaluate_run import evaluate_checkpoint
     from pnn_jax.run.console import say
+    from pnn_jax.run.load import read_run_config
     from pnn_jax.run.result import describe, describe_classes, describe_run_result
     from pnn_jax.train import train_and_evaluate
     from pnn_jax.validate import validate_config
@@ -167,9 +173,10 @@ def main(argv: list[str]) -> None:
     with exit_codes():
         start_jax()
         if MODE.value == 'eval':
+            config = read_run_config(workdir) if config is None else config
             result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value)
-            say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
             say(describe_classes(result))
+            say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
             return
         validate_config(config)
         note_ineffective_overrides(config)

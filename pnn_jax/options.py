@@ -13,6 +13,7 @@ that involve several options are in a static method `conflicts` of the class.
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ class Option:
         pytorch: the counterpart in the PyTorch repositories. A string: the argument of the network's constructor that
             takes the same values. A tuple: the values that can be expressed there by other means. None: there is no
             counterpart, so only the default can be exported.
+        integer: whether the value must be an integer.
         pytorch_choices: with a string in `pytorch`: the values that exist there, if not all do; empty: all.
     """
 
@@ -41,6 +43,7 @@ class Option:
     below: float | None = None
     pytorch: str | tuple | None = None
     pytorch_choices: tuple = ()
+    integer: bool = False
 
     def problem(self, value: Any) -> str:
         """What is wrong with `value`: 'must be at least 1'; empty where it is allowed."""
@@ -49,7 +52,9 @@ class Option:
         low, high = self.at_least, self.below
         if low is None and self.above is None:
             return ''
-        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if self.integer and not isinstance(value, numbers.Integral):
+            return f'must be an integer of at least {low}'
+        is_number = isinstance(value, numbers.Real) and math.isfinite(value)
         if low is None:
             return '' if is_number and value > self.above else f'must be finite and above {self.above}'
         if high is None:
@@ -74,7 +79,12 @@ def option(
 ) -> Any:
     """A dataclass field that is an option; see `Option` for the arguments."""
     rules = Option(
-        choices=tuple(choices), at_least=at_least, below=below, pytorch=pytorch, pytorch_choices=pytorch_choices
+        choices=tuple(choices),
+        at_least=at_least,
+        below=below,
+        pytorch=pytorch,
+        pytorch_choices=pytorch_choices,
+        integer=isinstance(default, int),
     )
     return dataclasses.field(default=default, metadata={'option': rules})
 

@@ -107,7 +107,7 @@ def test_killed_and_stopped_workers_resume_to_the_same_results(tmp_path):
     known = {worker_of(killed, 1, set())}
     os.kill(*known, signal.SIGKILL)
     code, shown = grid.finish()
-    assert code == 1 and 'SIGKILL' in shown and 'error: 1 runs failed' in shown, shown
+    assert code == 1 and 'SIGKILL' in shown and 'error: 1 run failed' in shown, shown
     assert [path.name for path in (killed / 'results/smoke').iterdir()] == [f'{ROW}_seed0.json']
 
     # The parent is asked to stop: the worker saves its run.

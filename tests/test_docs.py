@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -50,6 +51,18 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use('agg')
     return tmp_path
+
+
+def test_programs_import_only_what_a_wheel_has():
+    """In the checkout, `configs` and `experiments` can be imported too. Config files may import `configs`."""
+    programs = [(page, block.text) for page in PAGES for block in blocks(page) if block.language == 'python']
+    cells = json.loads((ROOT / 'docs' / 'notebook.ipynb').read_text())['cells']
+    programs += [('notebook', ''.join(cell['source'])) for cell in cells if cell['cell_type'] == 'code']
+    found = re.compile(r'^ *(?:from|import) (?:configs|experiments|tests)\b.*', re.MULTILINE)
+    assert len(programs) > 20
+    assert [
+        (page, found.findall(text)) for page, text in programs if 'def get_config' not in text and found.search(text)
+    ] == []
 
 
 @pytest.mark.slow

@@ -138,3 +138,21 @@ def test_per_class_table():
         'b': {'correct': 0, 'count': 0},
         'c': {'correct': 1, 'count': 1},
     }
+
+
+@pytest.mark.parametrize(
+    'predict, found',
+    [
+        (lambda weights, x: (jnp.zeros((len(x), 3)), {}), 'tuple'),  # as model.apply returns with `mutable`
+        (lambda weights, x: jnp.zeros(len(x)), r'an array of shape \[1\]'),
+        (lambda weights, x: jnp.zeros((len(x), 1, 3)), r'an array of shape \[1, 1, 3\]'),
+        (lambda weights, x: jnp.zeros((1 + len(x), 3)), r'an array of shape \[2, 3\]'),
+    ],
+)
+def test_a_prediction_that_is_no_logits_is_refused(predict, found):
+    """Logits without a class axis would broadcast, and every image of class 0 would count as correct."""
+    with pytest.raises(InputError, match=rf'^predict must return one array of logits \[1, classes\], .* {found}$'):
+        evaluate_exactly(predict, {}, np.zeros((5, 2, 2, 1)), np.zeros(5, int))
+    batches = padded_batches(np.zeros((5, 2, 2, 1)), np.zeros(5, np.int32), 5)
+    with pytest.raises(InputError, match='predict must return one array of logits'):
+        make_evaluate(predict)({}, batches, 5)

@@ -43,7 +43,8 @@ def run_new_interpreter(*arguments, python_path):
         ([CONFIG, '--config.model.activation=rellu'], "did you mean 'relu'?"),
         ([CONFIG, '--config.platform=tpu'], "jax found only 'cpu'"),
         (['--config=configs/baseline.py', '--config.data.source=folder', '--config.data.path=nowhere'], 'nowhere'),
-        ([CONFIG, '--mode=eval'], 'no checkpoint'),
+        ([CONFIG, '--mode=eval'], 'there is no such folder'),
+        (['--mode=eval'], 'there is no such folder'),
         ([CONFIG, '--config.foo.bar=1'], "unknown config field: 'foo'"),
         ([CONFIG, '--process_id=1'], '--process_id need --coordinator'),
         ([CONFIG, '--config.model.num_masks=1000000000'], 'GiB, and this machine has'),
@@ -115,6 +116,9 @@ def test_a_run_from_the_command_line(tmp_path):
     evaluated = run(*common, '--mode=eval', '--checkpoint=best')
     assert evaluated.returncode == 0, evaluated.stderr
     assert f'{correct} of 360 correct' in evaluated.stdout
+    by_itself = run('--mode=eval', '--checkpoint=best', f'--workdir={workdir}')
+    assert by_itself.returncode == 0, by_itself.stderr
+    assert by_itself.stdout.splitlines()[1:] == evaluated.stdout.splitlines()[1:]
 
     refused = run(*common, '--config.model.noise_level=0.25')
     assert refused.returncode == 2

@@ -1,5 +1,6 @@
 """What a run leaves: its plots, and its export, which counts exactly as the run did, without this package."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -10,14 +11,18 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from configs import quickstart
+from experiments.verify import networks, torch_twin
 from pnn_jax import export
 from pnn_jax.data import Dataset, Split
+from pnn_jax.errors import InputError
 from pnn_jax.models.registry import create_model
 from pnn_jax.models.variables import variable_shapes
+from pnn_jax.pytorch.convert import to_workdir
 from pnn_jax.pytorch.files import read_file
-from pnn_jax.run.export import PLATFORMS, stablehlo_bytes
+from pnn_jax.run.export import PLATFORMS, export_run, stablehlo_bytes
 from pnn_jax.run.load import Run, flat, load_run, nested
 from pnn_jax.run.provenance import provenance
 from pnn_jax.run.workdir import read_config
@@ -105,6 +110,32 @@ def test_program_counts_as_the_run_did(finished, exported, dataset):
     np.testing.assert_allclose(network.call(weights, images[:1]), logits[:1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_converted_network_is_exported_and_computes_as_pytorch_does(tmp_path, monkeypatch):
+    config = tiny_config()
+    torch.manual_seed(0)
+    network = torch_twin.build_twin(config.model, 3, 8, 1)
+    networks.randomise_constants(network, 0)
+    torch.save(network.state_dict(), tmp_path / 'model.pth')
+    to_workdir(tmp_path / 'model.pth', tmp_path / 'run', config)
+    export.main([str(tmp_path / 'run'), str(tmp_path / 'exported')])
+    description = json.loads((tmp_path / 'exported' / 'export.json').read_text())
+    assert description['image_shape'] == [8, 8, 1]
+    assert description['class_names'] is None and description['test_accuracy'] is None
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    weights = safetensors.numpy.load_file(tmp_path / 'exported' / 'model.safetensors')
+    program = jax.export.deserialize((tmp_path / 'exported' / 'model.stablehlo').read_bytes())
+    normalised = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - config.data.mean[0]) / config.data.std[0]
+    with torch.no_grad():
+        expected = network.eval()(normalised)
+    np.testing.assert_allclose(program.call(weights, images), expected, rtol=1e-4, atol=1e-4)
+
+    older = dataclasses.replace(load_run(tmp_path / 'run'), meta={'converted_from': 'model.pth'})
+    monkeypatch.setattr('pnn_jax.run.export.load_run', lambda *_: older)
+    with pytest.raises(InputError, match=r'an older version converted it; convert model\.pth again with pnn-convert$'):
+        export_run(tmp_path / 'run', tmp_path / 'again')
+
+
 READER = """
 import sys
 sys.modules['pnn_jax'] = sys.modules['flax'] = None  # importing either would fail
@@ -152,7 +183,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(finished, export
 
     workdir = finished[0]
     assert refused(workdir, exported) == f'error: {exported} exists already; name another folder'
-    assert 'there is no checkpoint to load' in refused(tmp_path / 'nothing', tmp_path / 'new')
+    assert 'nothing: there is no such folder' in refused(tmp_path / 'nothing', tmp_path / 'new')
     assert 'URLs are not read or written' in refused(workdir, 's3://bucket/new')
     (tmp_path / 'file').write_text('')
     assert refused(workdir, tmp_path / 'file' / 'new').endswith('cannot be written: Not a directory')

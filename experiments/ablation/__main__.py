@@ -143,8 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = Progress(grid, output, console)
     with Live(progress, console=console, refresh_per_second=1):
         train_all(grid, choose, read, train, progress)
+    if not console.is_terminal:
+        console.line()  # in a file, Live leaves out the end of its last line
     if progress.failed:
-        raise RunError(f'{len(progress.failed)} runs failed: {", ".join(progress.failed)}')
+        count = len(progress.failed)
+        raise RunError(f'{count} {"run" if count == 1 else "runs"} failed: {", ".join(progress.failed)}')
     return 0
 
 

@@ -18,20 +18,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import numpy as np
 
 from experiments.ablation.registration import read_grid
 from experiments.command import Parser, exit_code, make_folder, replace_section, write_file
 from experiments.counting.outcomes import Outcomes, read_outcomes
 from experiments.probes.results import Probes, read_probes
-from experiments.report import charts, render, tables
-from experiments.report.analysis import Finding, accuracies, findings
-from experiments.report.counted import Counted, count_all
-from experiments.report.mechanism import check_probes, evidence
-from experiments.report.study import Study, is_collapsed, read_study
 from pnn_jax.errors import InputError
+from pnn_jax.extras import imports_of_command
 from pnn_jax.stats import MIN_RUNS
+
+with imports_of_command('experiments.report', 'experiments'):
+    import altair as alt
+
+    from experiments.report import charts, render, tables
+    from experiments.report.analysis import Finding, accuracies, findings
+    from experiments.report.counted import Counted, count_all
+    from experiments.report.mechanism import check_probes, evidence
+    from experiments.report.study import Study, is_collapsed, read_study
 
 LONG_RUN = 'counting/long_run'  # outcomes of the run that experiments/counting/long_run.py describes
 EXPECTED_ORDERS = 100  # random orders of which the mean and the deviation are shown

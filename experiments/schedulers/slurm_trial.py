@@ -7,7 +7,8 @@ node (`slurm_cluster.sh`), submits `grid.sbatch` as an array job with a time lim
 tasks at random moments: their processes get SIGKILL, their node fails, or a more urgent job takes their place. A task
 that was killed is requeued by hand, as a user would do; all others are requeued by Slurm or by `grid.sbatch` itself. At
 the end, every record is compared with the undisturbed one, and Slurm is taken down. Prints Markdown. Exit code 1 if
-anything differs.
+anything differs. With --minutes=2 --kills=0, the signal before the time limit is the only disturbance, on a machine so
+slow that a task takes longer than a minute.
 """
 
 from __future__ import annotations

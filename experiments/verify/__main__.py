@@ -22,19 +22,23 @@ from collections.abc import Iterator, Sequence
 
 import ml_collections
 import numpy as np
-import torch
 
 from experiments.command import exit_code
-from experiments.verify.cases import ANSWER, AUDIT, data_shape, random_config
-from experiments.verify.compare import Row
-from experiments.verify.golden import golden_files, read_golden, verify_golden
-from experiments.verify.networks import randomise_constants, verify_network
-from experiments.verify.repository import WORKAROUNDS, build_from_repository, load_repository
-from experiments.verify.table import print_table, write_json
-from experiments.verify.torch_twin import build_twin
 from pnn_jax.convert import read_config
 from pnn_jax.errors import InputError
+from pnn_jax.extras import imports_of_command
 from pnn_jax.paths import local_path
+
+with imports_of_command('experiments.verify', 'verify'):
+    import torch
+
+    from experiments.verify.cases import ANSWER, AUDIT, data_shape, random_config
+    from experiments.verify.compare import Row
+    from experiments.verify.golden import golden_files, read_golden, verify_golden
+    from experiments.verify.networks import randomise_constants, verify_network
+    from experiments.verify.repository import WORKAROUNDS, build_from_repository, load_repository
+    from experiments.verify.table import print_table, write_json
+    from experiments.verify.torch_twin import build_twin
 
 
 def config_of(arguments: Sequence[str]) -> ml_collections.ConfigDict:

@@ -71,7 +71,7 @@ def list_folder(root: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray]
         missing_in = test if wrong[0] in train_classes else 'train'
         raise InputError(
             f'{root}: class folder {wrong[0]!r} is missing in {missing_in}/ '
-            f'(train/ and {test}/ differ in {len(wrong)} classes)'
+            f'(train/ and {test}/ must have the same classes; number that differ: {len(wrong)})'
         )
     files, labels = {}, {}
     for split, classes in (('train', train_classes), ('test', test_classes)):

@@ -1,6 +1,6 @@
 """Networks between PyTorch and JAX, exact in both directions and without PyTorch itself (only writing a .pth needs it).
 
-names.py          what every tensor is called in PyTorch
+names.py          what every tensor and module is called in PyTorch
 layouts.py        how its values are ordered there
 variables.py      to_torch, from_torch: variables of ours <-> a state_dict of NumPy arrays
 constructors.py   arguments of PyTorch's constructors <-> fields of config.model

@@ -10,6 +10,7 @@ import numpy as np
 from pnn_jax.errors import InputError
 from pnn_jax.models import MODELS
 from pnn_jax.pytorch.files import Module
+from pnn_jax.pytorch.names import ACTIVATION_KINDS, POOLING_KINDS
 from pnn_jax.pytorch.variables import TorchTensors
 
 
@@ -63,7 +64,7 @@ def network_name(state_dict: Mapping[str, np.ndarray]) -> str:
 
 
 def architecture_of(tensors: TorchTensors, known: Mapping[str, Any], path: Path) -> Architecture:
-    """What names and shapes tell, and what the saved modules told already.
+    """The network of a file: from the names and shapes of its tensors, and from its saved modules, if it has any.
 
     Args:
         known: `fields_of_modules`, or {} for a state_dict.
@@ -128,19 +129,6 @@ def _of_layers(name: str, state: Mapping[str, np.ndarray]) -> tuple[dict[str, An
             fields['share_masks'] = owners == 1
         channels = owners if owners > 1 else weight.shape[1] if masks == 1 else None
     return fields, image_size, channels
-
-
-ACTIVATION_KINDS = {
-    'ReLU': 'relu',
-    'LeakyReLU': 'lrelu',
-    'PReLU': 'prelu',
-    'RReLU': 'rrelu',
-    'ELU': 'elu',
-    'SELU': 'selu',
-    'Tanh': 'tanh',
-    'Sigmoid': 'sigmoid',
-}
-POOLING_KINDS = {'MaxPool2d': 'max', 'AvgPool2d': 'avg'}
 
 
 def fields_of_modules(model: Module) -> dict[str, Any]:

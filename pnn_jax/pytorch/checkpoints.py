@@ -1,7 +1,7 @@
 """Finds the network in what people save: a state_dict or a model, bare or inside a training checkpoint.
 
-Whatever the content says without doubt is taken: the prefixes of DataParallel and torch.compile, one state_dict beside
-an epoch and an optimizer's state, other precisions than float32. Anything else is refused, and the key is named.
+Content that is unambiguous is accepted: the prefixes of DataParallel and torch.compile, one state_dict beside an epoch
+and an optimizer's state, precisions other than float32. Anything else is refused with one line that names the key.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +63,13 @@ def to_workdir(
     except InputError as error:
         raise InputError(f'{source}: {one_line(error)}') from None
     temporary = workdir.with_name(f'.{workdir.name}.{os.getpid()}.tmp')
+    origin = {
+        'converted_from': source.name,  # training refuses to resume it: PyTorch's optimizer has a state of its own
+        'image_shape': [architecture.image_size, architecture.image_size, channels],
+    }
     try:
         temporary.mkdir(parents=True)
-        _write_run(temporary, config, variables, num_steps or 0, source.name)
+        _write_run(temporary, config, variables, num_steps or 0, origin)
         temporary.rename(workdir)  # all of it at once
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -157,7 +161,7 @@ def _torch_bytes(arrays: Arrays) -> bytes:
 
 
 def _write_run(
-    folder: Path, config: ml_collections.ConfigDict, variables: Variables, num_steps: int, source_name: str
+    folder: Path, config: ml_collections.ConfigDict, variables: Variables, num_steps: int, origin: dict[str, Any]
 ) -> None:
     """Writes a workdir with a single checkpoint of these variables. The folder is ours alone, so it needs no lock."""
     optimizer = create_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
@@ -167,6 +171,5 @@ def _write_run(
     with Workdir.open(folder, config, lock=False) as workdir, Checkpointer(workdir.checkpoints_dir) as checkpointer:
         workdir.begin()
         checkpointer.save_masks(fixed)
-        # By `converted_from`, training refuses to resume: the state of PyTorch's optimizer is not converted.
-        meta = {'fixed_digest': tree_digest(fixed), 'data_digest': '', 'converted_from': source_name}
+        meta = {'fixed_digest': tree_digest(fixed), 'data_digest': '', **origin}
         checkpointer.save(num_steps, saved_part(state), meta, accuracy=None)

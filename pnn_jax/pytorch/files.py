@@ -1,9 +1,9 @@
 """Reads PyTorch's files without PyTorch and without running anything in them.
 
 Three formats: what `torch.save` writes since 1.6 (a zip of one pickle and the raw values of every storage), what it
-wrote before (several pickles, then the raw values), and safetensors. A pickle gets tensors, plain containers and
-`Module`s, which only hold attributes (see `pnn_jax/data/pickles.py`). The formats are described in PyTorch's
-torch/serialization.py.
+wrote before (several pickles, then the raw values), and safetensors. From a pickle, only tensors, plain containers and
+`Module`s are made, and a `Module` only holds attributes (see `pnn_jax/data/pickles.py`). The formats are described in
+PyTorch's torch/serialization.py.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Tensor:
         """The values, read-only.
 
         Raises:
-            PickleError: they are not all in the storage, or have so many axes or values as no storage holds.
+            PickleError: they are not all in the storage, or there are more axes or values than a storage can hold.
         """
         try:
             dtype = self.storage.dtype
@@ -123,7 +123,7 @@ class Module(Stateful):
 
 
 class TorchUnpickler(RestrictedUnpickler):
-    """Also makes tensors and modules. `storages` holds what their values must be read into afterwards, by key."""
+    """Also makes tensors and modules. Their values are read afterwards, into `storages`, by the key of each storage."""
 
     reads = 'only tensors, modules and plain data are read'
 

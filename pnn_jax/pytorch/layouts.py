@@ -50,8 +50,8 @@ def torch_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
 def undo_level(key: str, scaled: np.ndarray, level: float) -> np.ndarray:
     """The raw mask whose product with `level` is `scaled`, bit for bit in float32.
 
-    The rounded quotient is not always that mask, but then one of its two neighbours is. In float64, which only
-    verification uses, the quotient is close enough.
+    Division rounds, so the quotient may be off by one unit in the last place. Then one of its two neighbours is the
+    mask. In float64, which only verification uses, the quotient is close enough.
 
     Raises:
         InputError: there is no such mask, because `scaled` was made with another level.

@@ -1,4 +1,4 @@
-"""What every tensor is called in PyTorch: one table for each family of networks.
+"""What tensors and modules are called in PyTorch: one table for each family of networks.
 
 A table maps a name of ours to (its names in PyTorch, the table of what is inside it). PyTorch lists a tensor that two
 modules share under the name of each; all of them are in the table, the owner first. A name that is in no table is a
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pnn_jax.errors import InputError
-from pnn_jax.models.registry import pytorch_problems, stem_is_pooled
+from pnn_jax.models.registry import fields_read, pytorch_problems, stem_is_pooled
 
 LEAVES = {
     'kernel': 'weight',
@@ -23,6 +23,18 @@ LEAVES = {
     'var': 'running_var',
     'masks': 'noise',
 }
+# PyTorch's modules -> values of config.model.activation and config.model.pooling.
+ACTIVATION_KINDS = {
+    'ReLU': 'relu',
+    'LeakyReLU': 'lrelu',
+    'PReLU': 'prelu',
+    'RReLU': 'rrelu',
+    'ELU': 'elu',
+    'SELU': 'selu',
+    'Tanh': 'tanh',
+    'Sigmoid': 'sigmoid',
+}
+POOLING_KINDS = {'MaxPool2d': 'max', 'AvgPool2d': 'avg'}
 
 
 def _as(*names: str, inside: Mapping | None = None) -> tuple[tuple[str, ...], Mapping]:
@@ -164,5 +176,10 @@ def check_supported(config) -> None:
     """Raises InputError where the network or an option of `config.model` does not exist in the PyTorch repositories."""
     if config.name not in TABLES:
         raise InputError(f'config.model.name={config.name!r} has no PyTorch counterpart; allowed: {", ".join(TABLES)}')
-    if problems := pytorch_problems(config):
+    problems = pytorch_problems(config)
+    for field, kinds in (('activation', ACTIVATION_KINDS), ('pooling', POOLING_KINDS)):
+        if field in fields_read(config) and (value := getattr(config, field)) not in kinds.values():
+            allowed = ', '.join(kinds.values())
+            problems.append(f'config.model.{field}={value!r} has no PyTorch counterpart; allowed: {allowed}')
+    if problems:
         raise InputError('\n'.join(problems))

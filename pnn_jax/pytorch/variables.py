@@ -115,7 +115,7 @@ def from_torch(tensors: TorchTensors, config, shapes: Mapping) -> tuple[dict, in
     }
     if remaining:
         raise InputError(
-            f'{min(remaining)} is not part of {config.name} as configured ({len(remaining)} superfluous keys)'
+            f'{min(remaining)} is not part of {config.name} as configured; number of superfluous keys: {len(remaining)}'
         )
     return variables, num_steps
 

@@ -4,7 +4,7 @@
     model.stablehlo     the network as a program, written by `jax.export`
     config.json         every field of the run
     export.json         what the files are: checkpoint, its step and exact accuracy, class names, shape of the images,
-                        code, versions
+                        code, versions; of a network from PyTorch, accuracy and class names are null
 
 The program needs jax to evaluate, and nothing of this package:
 
@@ -39,10 +39,10 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def export_run(workdir: Path, target: Path, checkpoint: str = 'latest') -> list[Path]:
-    """Writes the network of a finished run, with everything that is needed to evaluate it.
+    """Writes the network of a finished run, or one from PyTorch, with everything that is needed to evaluate it.
 
     Args:
-        workdir: of a finished run; of several seeds, the folder of one of them.
+        workdir: of a finished run, or of a converted network; of several seeds, the folder of one of them.
         target: a new folder.
         checkpoint: 'latest' or 'best'.
 
@@ -60,15 +60,12 @@ def export_run(workdir: Path, target: Path, checkpoint: str = 'latest') -> list[
     if target.exists():
         raise InputError(f'{target} exists already; name another folder')
     run = load_run(workdir, checkpoint)
-    if not (run.path / 'result.json').exists():
-        raise InputError(f'{run.path}: its run is not finished; the command that started it resumes it')
-    result = read_json(run.path / 'result.json')
-    image_shape = _image_shape(run, result)
+    image_shape, class_names = _images_and_classes(run)
     contents = {
         'model.safetensors': safetensors_bytes(run),
         'model.stablehlo': stablehlo_bytes(run, image_shape),
         'config.json': _json(json.loads(run.config.to_json_best_effort())),
-        'export.json': _json(_description(run, result, image_shape, checkpoint)),
+        'export.json': _json(_description(run, image_shape, class_names, checkpoint)),
     }
     return _write_folder(target, contents)
 
@@ -92,21 +89,36 @@ def stablehlo_bytes(run: Run, image_shape: tuple[int, ...]) -> bytes:
     return bytes(jax.export.export(jax.jit(logits), platforms=PLATFORMS)(weights, images).serialize())
 
 
-def _image_shape(run: Run, result: dict) -> tuple[int, ...]:
-    """[h, w, c] of the images that the network takes."""
+def _images_and_classes(run: Run) -> tuple[tuple[int, ...], list[str] | None]:
+    """[h, w, c] of the images that the network takes, and the names of its classes. A PyTorch file has no names.
+
+    Raises:
+        InputError: the run is not finished, or an older version converted the network and did not note these.
+    """
+    if 'image_shape' in run.meta:
+        return tuple(run.meta['image_shape']), None
+    if not (run.path / 'result.json').exists():
+        if 'converted_from' in run.meta:
+            source = run.meta['converted_from']
+            raise InputError(f'{run.path}: an older version converted it; convert {source} again with pnn-convert')
+        raise InputError(f'{run.path}: its run is not finished; the command that started it resumes it')
+    result = read_json(run.path / 'result.json')
+    class_names = list(result['per_class'])
     if 'image_shape' in result['dataset']:
-        return tuple(result['dataset']['image_shape'])
+        return tuple(result['dataset']['image_shape']), class_names
     data = run.load_data()  # the run is older than that field
-    return tuple(data.image_shape if isinstance(data, Stream) else data.test.images.shape[1:])
+    return tuple(data.image_shape if isinstance(data, Stream) else data.test.images.shape[1:]), class_names
 
 
-def _description(run: Run, result: dict, image_shape: tuple[int, ...], checkpoint: str) -> dict[str, Any]:
+def _description(
+    run: Run, image_shape: tuple[int, ...], class_names: list[str] | None, checkpoint: str
+) -> dict[str, Any]:
     split = 'validation' if run.config.data.validation_examples else 'test'  # what its epochs were evaluated on
     return {
         'checkpoint': checkpoint,
         'step': run.step,
         f'{split}_accuracy': run.accuracy,
-        'class_names': list(result['per_class']),
+        'class_names': class_names,
         'image_shape': image_shape,
         'platforms': PLATFORMS,
         'code': provenance(),

@@ -43,6 +43,8 @@ class Run:
         step: number of updates before the checkpoint.
         accuracy: exact accuracy at this checkpoint, a fraction, on what the run evaluates its epochs on: the test set,
             or its validation examples if it has any. None where it was not evaluated.
+        meta: what else the checkpoint's record says. A network from PyTorch has `converted_from`, the name of its file,
+            and `image_shape`, the [h, w, c] of its images.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Run:
     num_classes: int
     step: int
     accuracy: float | None
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits [b, num_classes] of uint8 images [b, h, w, c], normalised as in the run; for `evaluate_exactly`."""
@@ -78,25 +81,45 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
         checkpoint: 'latest', 'best' (the highest `accuracy`) or a step.
 
     Raises:
-        InputError: there is no run in the folder, or it has no checkpoint yet.
-        RunError: config.json, the checkpoints asked for or the noise masks are damaged.
+        InputError: there is no such folder, it has no checkpoint, or `checkpoint` is none of these.
+        RunError: config.json, the checkpoints asked for or the noise masks are damaged; or there is no such step.
     """
-    path = local_path(workdir, '--workdir')
-    if not from_process_0(lambda: has_checkpoints(path / 'checkpoints')):
-        seeds = from_process_0(lambda: sorted(seed.name for seed in path.glob('seed_*')))
-        hint = f' (each seed has a folder in it: {", ".join(seeds)})' if seeds else ''
-        raise InputError(f'--workdir={path}: there is no checkpoint to load{hint}')
+    if isinstance(checkpoint, str) and checkpoint not in ('latest', 'best'):
+        raise InputError(f"checkpoint={checkpoint!r}: must be 'latest', 'best' or a step, which is an integer")
+    path = _folder_with_checkpoints(workdir)
     config = from_process_0(lambda: read_config(path))
     with Checkpointer(path / 'checkpoints', read_only=True) as checkpointer:
         found = checkpointer.read(checkpoint)
-    if found is None:
-        raise InputError(f'--workdir={path}: there is no checkpoint to load')
+    assert found is not None  # there is a checkpoint
     arrays, record = found
     collections = {name: value for name, value in arrays.items() if name.startswith(COLLECTIONS)}
     num_classes = len(arrays[max(filter(_CLASSIFIER_BIAS.fullmatch, arrays))])
     model = create_model(config.model, num_classes)
     variables = nested(collections)
-    return Run(path, config, model, variables, num_classes, record['step'], record['accuracy'])
+    return Run(path, config, model, variables, num_classes, record['step'], record['accuracy'], record['meta'])
+
+
+def read_run_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+    """The config of a run in its workdir; raises as `load_run`."""
+    path = _folder_with_checkpoints(workdir)
+    return from_process_0(lambda: read_config(path))
+
+
+def _folder_with_checkpoints(workdir: str | os.PathLike) -> Path:
+    """The absolute path of a workdir. Raises InputError where it is none, or has no checkpoint."""
+    path = local_path(workdir, 'workdir')
+
+    def check():
+        if not path.is_dir():
+            raise InputError(f'{path}: there is no such folder')
+        if has_checkpoints(path / 'checkpoints'):
+            return
+        seeds = ', '.join(sorted(seed.name for seed in path.glob('seed_*')))
+        hint = f'; of several seeds, name the folder of one: {seeds}' if seeds else ''
+        raise InputError(f'{path}: there is no checkpoint to load{hint}')
+
+    from_process_0(check)
+    return path
 
 
 def nested(arrays: Mapping[str, Any]) -> Variables:
