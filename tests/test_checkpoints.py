@@ -130,7 +130,7 @@ def test_latest_best_and_older_ones_are_kept(tmp_path):
         assert checkpointer.restore(make_state()).step == 7
         assert checkpointer.restore(make_state(), which='best').step == 1
         assert checkpointer.restore(make_state(), which=6).step == 6
-        with pytest.raises(RunError, match='no checkpoint of step 3 .*only of 1, 6, 7'):
+        with pytest.raises(InputError, match='no checkpoint of step 3 .*only of 1, 6, 7'):
             checkpointer.restore(make_state(), which=3)
         with pytest.raises(InputError, match="'newest' is not"):
             checkpointer.restore(make_state(), which='newest')

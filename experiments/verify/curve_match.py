@@ -18,18 +18,22 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import torch
 
 from configs import no_noise, shared_masks
 from experiments.command import exit_code
-from experiments.verify.quantities_torch import TORCH_OPTIMIZERS
-from experiments.verify.torch_twin import build_twin
 from pnn_jax.data import Dataset, load_dataset
 from pnn_jax.data.batches import epoch_order
 from pnn_jax.data.feeds import LoadedBatch
+from pnn_jax.extras import imports_of_command
 from pnn_jax.pytorch.variables import to_torch
 from pnn_jax.train_step import TrainState, Variables, all_variables
 from pnn_jax.trainer import Trainer
+
+with imports_of_command('experiments.verify.curve_match', 'verify'):
+    import torch
+
+    from experiments.verify.quantities_torch import TORCH_OPTIMIZERS
+    from experiments.verify.torch_twin import build_twin
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

@@ -388,7 +388,7 @@ class Checkpointer:
             order = [entry for entry in order if entry.step == which]
             if not order:
                 steps = ', '.join(str(step) for step in sorted({entry.step for entry in entries}))
-                raise RunError(f'no checkpoint of step {which} in {self._directory}, only of {steps}')
+                raise InputError(f'no checkpoint of step {which} in {self._directory}, only of {steps}')
         for entry in order:
             try:
                 arrays, record = self._read(entry.path)
