@@ -170,7 +170,7 @@ def test_the_result_has_the_dtype_of_the_images(dtype):
         (PerturbationLayer(4, 0), (1, 3, 3, 2), r'PerturbationLayer\.num_masks=0: must be finite and at least 1'),
         (PerturbationLayer(4, noise_level=-1.0), (1, 3, 3, 2), r'noise_level=-1\.0: must be finite and at least 0'),
         (PerturbationLayer(4, noise_type='unifrom'), (1, 3, 3, 2), "noise_type='unifrom': .*did you mean 'uniform'"),
-        (PerturbationLayer(4, activation='gelu'), (1, 3, 3, 2), "activation='gelu': must be one of relu, .* function"),
+        (PerturbationLayer(4, activation='relo'), (1, 3, 3, 2), "activation='relo': must be one of relu, .* function"),
         (PerturbationLayer(4, activation=nn.PReLU()), (1, 3, 3, 2), 'activation=PReLU'),
         (PerturbationLayer(4, redraw_masks=True, trainable_masks=True), (1, 3, 3, 2), 'redraw_masks=True: .*trained'),
         (RandomFilterLayer(4, redraw_masks=True), (1, 3, 3, 2), r'RandomFilterLayer\.redraw_masks=True: only noise'),

@@ -370,13 +370,13 @@ def test_a_strided_1x1_convolution_equals_that_of_lax():
         ({'noise_masks': jnp.ones((3, 3, 4, 0))}, ['at least one mask']),
         ({'weights': jnp.ones((4, 6, 2))}, ['weights of shape (4, 6, 2)', '[4, 5, outputs per channel]']),
         ({'weights': jnp.ones((4, 5))}, ['weights of shape (4, 5)']),
-        ({'activation': 'gelu'}, ["activation='gelu'", 'relu, lrelu']),
+        ({'activation': 'rellu'}, ["activation='rellu'", 'relu, lrelu']),
         ({'activation': 'prelu'}, ['slope=None', 'scalar']),
         ({'activation': 'lrelu', 'slope': jnp.ones(4)}, ['slope=', 'scalar']),
         ({'activation': ['relu']}, ["activation=['relu']", 'hashable']),
         ({'key': jax.random.key(0)}, ['key', 'rrelu']),
         ({'noise_level': jnp.ones(())}, ['noise_level', 'number']),
-        ({'implementation': 'gpu'}, ["implementation='gpu'", 'auto, reference, cpu, accelerator']),
+        ({'implementation': 'cpuu'}, ["implementation='cpuu'", 'auto, reference, cpu, accelerator']),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_in_one_line(changes, words):

@@ -12,10 +12,10 @@ from configs import default
 from experiments.verify import networks, torch_twin
 from experiments.verify.golden import read_golden
 from pnn_jax.errors import InputError
-from pnn_jax.models import MODELS
 from pnn_jax.pytorch import variables as torch_variables
 from pnn_jax.pytorch.constructors import constructor_arguments, model_fields
 from pnn_jax.pytorch.layouts import undo_level
+from pnn_jax.pytorch.names import TABLES
 from pnn_jax.pytorch.variables import TorchTensors
 
 torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def test_round_trip_is_exact_and_what_is_exported_gives_the_golden_logits(path):
     np.testing.assert_allclose(logits, read.expected['eval_logits'], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', sorted(MODELS))
+@pytest.mark.parametrize('name', sorted(TABLES))
 @pytest.mark.parametrize('stem_kernel_size', [3, 7])
 def test_every_network_and_the_state_dict_of_its_twin_hold_the_same_tensors(name, stem_kernel_size):
     model = default.get_config().model

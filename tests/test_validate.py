@@ -21,6 +21,7 @@ from pnn_jax.models.registry import (
 )
 from pnn_jax.nn.perturbation import PerturbationLayer, PerturbationUnit
 from pnn_jax.options import Option, options_of
+from pnn_jax.pytorch.names import TABLES
 from pnn_jax.validate import (
     RULES,
     check_batch_norms,
@@ -45,8 +46,8 @@ def test_default_is_valid():
     'field, value, allowed',
     [
         ('model__name', 'perturb_resnet81', "did you mean 'perturb_resnet18'"),
-        ('model__activation', 'gelu', 'relu, lrelu'),
-        ('model__noise_type', 'cauchy', 'uniform, normal, flat, ramp'),
+        ('model__activation', 'rellu', 'relu, lrelu'),
+        ('model__noise_type', 'unifrom', 'uniform, normal, flat, ramp'),
         ('model__pooling', 'min', 'max, avg'),
         ('model__layer', 'perturb', "'perturbation'"),
         ('model__stem_kernel_size', 2, '1, 3, 5, 7'),
@@ -58,7 +59,7 @@ def test_default_is_valid():
         ('data__augment', 'cutout', 'crop_flip'),
         ('data__std', (0.0, 1.0, 1.0), 'above 0'),
         ('data__mean', (0.5,), 'one value per channel'),
-        ('optimizer__name', 'adan', "did you mean 'adam'"),
+        ('optimizer__name', 'adamm', "did you mean 'adam'"),
         ('optimizer__learning_rate', -1.0, 'above 0'),
         ('schedule__milestones', (5, 5), 'increasing order'),
         ('schedule__milestones', (True, 2), 'increasing order'),
@@ -176,22 +177,18 @@ def test_classes_that_share_an_option_agree_on_its_rules():
             assert field.metadata == OPTIONS[name].metadata, (cls, name)
 
 
-_OTHER_VALUES = {
-    'num_masks': 3,
-    'share_masks': True,
-    'trainable_masks': True,
-    'redraw_masks': True,
-    'noise_level': 0.25,
-    'noise_type': 'normal',
-}
+def other_value(name):
+    """A value that the rules of an option allow and that is not its default."""
+    rules, value = OPTIONS[name].metadata['option'], OPTIONS[name].default
+    candidates = (not value,) if isinstance(value, bool) else rules.choices or (value + 1, value / 2)
+    return next(other for other in candidates if other != value and not rules.problem(other))
 
 
 @pytest.mark.parametrize('name', sorted(options_of(PerturbationLayer)))
 def test_every_option_of_the_layer_reaches_it_from_the_config(name):
     """One that the builders dropped would silently train another network."""
-    value = _OTHER_VALUES[name]
+    value = other_value(name)
     model = config_with(**{f'model__{name}': value}).model
-    assert value != OPTIONS[name].default
     for unit in (inner_layer(model)(features=4), stem_layer(model)(features=4)):
         assert getattr(unit.layer(features=4), name) == value
 
@@ -201,6 +198,12 @@ def test_fields_of_a_network_are_those_that_some_choice_of_layers_reads(name):
     fields = MODELS[name].fields
     assert fields <= set(OPTIONS)
     assert fields_read(config_with(model__name=name).model) <= fields
+    assert ('num_masks' in fields) == bool({'layer', 'stem_layer'} & fields)
+
+
+@pytest.mark.parametrize('name', sorted(TABLES))
+def test_fields_of_the_networks_of_the_repositories(name):
+    fields = MODELS[name].fields
     assert ('num_masks' in fields) == (name in ('perturb_resnet18', 'answer_resnet18', 'lenet', 'cifarnet'))
     assert ('freeze_stem' in fields) == name.startswith('noise_resnet')
     assert ('dropout_rate' in fields) == (name in ('lenet', 'cifarnet'))

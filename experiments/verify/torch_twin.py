@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from pnn_jax.errors import InputError
+from pnn_jax.pytorch.names import check_supported
 
 # In place exactly where mk utils.py:69-87 is: it decides memory and speed, not values.
 ACTIVATIONS = {
@@ -358,17 +359,6 @@ NETWORKS = {
 }
 
 
-SUPPORTED = {
-    'name': tuple(NETWORKS),
-    'layer': ('perturbation', 'conv'),
-    'stem_layer': ('perturbation', 'conv'),
-    'redraw_masks': (False,),
-    'noise_type': tuple(MASK_FILLERS),
-    'activation': tuple(ACTIVATIONS),
-    'pooling': tuple(POOLINGS),
-}
-
-
 def weights_init(module: nn.Module) -> None:
     """What the audit applies after PyTorch's own initialisation (mk utils.py:51-57); the rest stays PyTorch's."""
     if isinstance(module, nn.Conv2d):
@@ -389,9 +379,7 @@ def build_twin(model_config, num_classes: int, image_size: int, channels: int) -
     Raises:
         InputError: a setting without a PyTorch counterpart, or widths that a grouped combination cannot have.
     """
-    for field, allowed in SUPPORTED.items():
-        if (value := getattr(model_config, field)) not in allowed:
-            raise InputError(f'model.{field}={value!r} has no PyTorch counterpart; allowed: {list(allowed)}')
+    check_supported(model_config)
     return NETWORKS[model_config.name](model_config, num_classes, image_size, channels).apply(weights_init)
 
 

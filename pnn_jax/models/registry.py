@@ -231,7 +231,7 @@ def fields_read(config) -> set[str]:
 def conflicts(config) -> Iterator[Conflict]:
     """Options of `config.model` that do not go together in its network. Its `name` and kinds of layer must be known."""
     entry = MODELS[config.name]
-    layers = (LAYERS[config.layer], LAYERS[config.stem_layer]) if 'layer' in entry.fields else ()
+    layers = [LAYERS[getattr(config, name)] for name in ('layer', 'stem_layer') if name in entry.fields]
     values = {name: getattr(config, name) for name in ('name', *OPTIONS)}
     found = itertools.chain.from_iterable(conflicts_of(cls, values) for cls in (*layers, *entry.parts))
     yield from dict.fromkeys(found)  # both kinds of layer may find the same

@@ -36,7 +36,9 @@ __all__ = [
 
 
 class Implementation(NamedTuple):
-    """One way to compute the operation.
+    """One way to compute the operation: in float32 or wider, with results in the dtypes of the arguments.
+
+    The implementation 'reference' alone computes in the dtype of x.
 
     Attributes:
         combine: (x, noise_masks, weights, slope, key, *, noise_level, activation) -> y, as in `perturb_combine`.

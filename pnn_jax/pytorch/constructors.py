@@ -5,7 +5,7 @@ from typing import Any
 
 from pnn_jax.errors import InputError
 from pnn_jax.models.registry import MODELS, OPTIONS
-from pnn_jax.pytorch.names import check_supported
+from pnn_jax.pytorch.names import TABLES, check_supported
 
 # Constructor argument (mk models.py:507-554) -> the field of config.model that takes the same values. It is declared
 # where the option is: option(..., pytorch='nfilters').
@@ -32,8 +32,8 @@ def model_fields(network: str, arguments: Mapping[str, Any], *, authors_answer: 
     """
     name = network.replace('noiseresnet', 'noise_resnet')
     name = {'perturb_resnet18': 'answer_resnet18'}.get(name, name) if authors_answer else name
-    if name not in MODELS:
-        raise InputError(f'network {network!r} is unknown; known: {", ".join(MODELS)}')
+    if name not in TABLES:
+        raise InputError(f'network {network!r} is unknown; known: {", ".join(TABLES)}')
     unknown = set(arguments) - set(SAME_VALUES) - set(LAYER_SIZES) - set(OTHER_ARGUMENTS) - set(DATA_ARGUMENTS)
     if unknown:
         raise InputError(f'constructor argument {min(unknown)!r} of {network} is unknown')
