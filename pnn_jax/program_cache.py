@@ -18,8 +18,10 @@ from pnn_jax.paths import UnknownHomeError, local_path
 OFF = 'off'
 MAX_BYTES = 2**30
 
-# Harmless: the disk is full, or another process writes the same program. JAX then goes on with the one it compiled.
-CACHE_WARNING = 'Error writing persistent compilation cache entry'
+# Harmless: jax then goes on with the program that it compiled.
+CACHE_WARNING = 'Error (reading|writing) persistent compilation cache entry'
+
+_CHECKED = 'checked'  # a file whose time is that of the last `remove_damaged`
 
 _CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
 # What it says about the kind of processor, on x86 and on ARM. Other lines hold frequencies, which change.
@@ -33,7 +35,14 @@ def use_program_cache(folder: str | None = None) -> None:
         folder: 'off' for none. By default that of the environment's JAX_COMPILATION_CACHE_DIR, which jax reads itself,
             else `programs` in the cache folder of pnn_jax. Where no folder can be written, there is no cache.
     """
-    if folder == OFF or (folder is None and 'JAX_COMPILATION_CACHE_DIR' in os.environ):
+    import jax
+
+    if folder == OFF:
+        jax.config.update('jax_enable_compilation_cache', False)
+        return
+    warnings.filterwarnings('ignore', CACHE_WARNING)
+    if folder is None and (variable := os.environ.get('JAX_COMPILATION_CACHE_DIR')):
+        remove_damaged(Path(variable))
         return
     try:
         root = local_path(folder, '--compilation_cache') if folder else cache_folder('') / 'programs'
@@ -43,10 +52,8 @@ def use_program_cache(folder: str | None = None) -> None:
         return
     if not os.access(programs, os.W_OK):
         return
+    remove_damaged(programs)
     remove_oldest(root)
-    import jax
-
-    warnings.filterwarnings('ignore', CACHE_WARNING)
     jax.config.update('jax_compilation_cache_dir', os.fspath(programs))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # dozens of small programs take seconds too
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
@@ -58,6 +65,27 @@ def folder_of_machine(root: Path) -> Path:
     kind = {line for line in lines if line.startswith(_KIND_OF_PROCESSOR)} or {platform.machine(), platform.processor()}
     digest = hashlib.sha256(repr(sorted(kind)).encode()).hexdigest()
     return root / f'jax-{metadata.version("jaxlib")}-{digest[:12]}'
+
+
+def remove_damaged(programs: Path) -> None:
+    """Removes the programs that were cut off when their process was killed or the disk was full.
+
+    JAX does not write over a program that it cannot read: without this, it would be compiled in every process. Programs
+    that an earlier call found whole are not read again.
+    """
+    from jax._src.compilation_cache import decompress_executable  # jax has no public name for it
+
+    checked = programs / _CHECKED
+    with contextlib.suppress(OSError):  # another process removes them at the same time; the folder cannot be written
+        since = checked.stat().st_mtime if checked.exists() else 0.0
+        checked.touch()  # first, so that what is written meanwhile is checked next time
+        for file in programs.glob('*-cache'):
+            if file.stat().st_mtime < since:
+                continue
+            try:
+                decompress_executable(file.read_bytes())
+            except Exception:  # noqa: BLE001  (zlib's or zstd's error, whichever jax uses)
+                file.unlink(missing_ok=True)
 
 
 def remove_oldest(root: Path, max_bytes: int = MAX_BYTES) -> None:

@@ -94,7 +94,7 @@ def train_seed(
         check_resumable(workdir, checkpointer, trainer)
         if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:
             return result  # this run is finished already
-        say('compiling the training step; the first time on a CPU this takes 10 seconds, for large networks a minute')
+        say('compiling the training step; on a CPU this takes about 10 seconds, for large networks up to a minute')
         trainer.compile()
         state, fixed, saver = resume(workdir, checkpointer, trainer, config)
         counts = count_variables(all_variables(state, fixed))

@@ -32,6 +32,7 @@ class Grid(NamedTuple):
 
 def start_grid(folder: Path, *flags, setup: str = '') -> Grid:
     """Starts the runs of two seeds of ROW. `setup` is code that the process runs first."""
+    folder.mkdir(exist_ok=True)
     flags = ('--grid=smoke', f'--arms={ROW}', f'--output={folder}/runs', f'--results={folder}/results', *flags)
     shown = folder / f'shown{len(list(folder.glob("shown*")))}'
     return Grid(start(*flags, stdout=shown, stderr=shown, setup=setup, program='experiments.ablation'), shown)

@@ -1,6 +1,7 @@
 """Compiled programs on disk: where they are, how many are kept, and that they never fail a run."""
 
 import os
+import zlib
 
 import hypothesis
 import jax
@@ -11,9 +12,10 @@ from hypothesis import strategies
 from jax.experimental.compilation_cache import compilation_cache
 
 from pnn_jax import program_cache
-from pnn_jax.program_cache import folder_of_machine, remove_oldest, use_program_cache
+from pnn_jax.program_cache import folder_of_machine, remove_damaged, remove_oldest, use_program_cache
 
 OPTIONS = (
+    'jax_enable_compilation_cache',
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
     'jax_persistent_cache_min_entry_size_bytes',
@@ -45,7 +47,7 @@ def test_default_is_the_cache_folder_of_the_package(monkeypatch, tmp_path):
 
 def test_users_choice_decides(monkeypatch, tmp_path):
     use_program_cache('off')
-    assert chosen() is None
+    assert chosen() is None and not jax.config.jax_enable_compilation_cache
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', os.fspath(tmp_path / 'of_jax'))
     use_program_cache()
     assert chosen() is None  # jax itself has read the variable, if it was there when the process started
@@ -110,14 +112,39 @@ def test_oldest_programs_are_removed_and_nothing_else(tmp_path_factory, sizes, m
     assert all(file.exists() for file in others)
 
 
-def test_damaged_programs_are_compiled_again(tmp_path):
-    use_program_cache(os.fspath(tmp_path))
-    function = lambda x: jnp.sin(x) * 3 + 1
+@pytest.mark.parametrize('by_variable', [False, True])
+def test_programs_that_were_cut_off_are_compiled_and_stored_again(by_variable, monkeypatch, tmp_path):
+    """As a full disk or a killed process leaves them. Before the next start they are no error either."""
+    if by_variable:
+        monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', os.fspath(tmp_path))
+        jax.config.update('jax_compilation_cache_dir', os.fspath(tmp_path))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    start = lambda: use_program_cache(None if by_variable else os.fspath(tmp_path))
+    start()
+    function = jax.jit(lambda x: jnp.sin(x) * 3 + 1)
     x = np.arange(5, dtype=np.float32)
-    expected = np.asarray(jax.jit(function)(x))
-    files = list(tmp_path.glob('jax-*/*-cache'))
-    assert files
-    for file in files:
-        file.write_bytes(file.read_bytes()[:20])
+    expected = np.asarray(function(x))
+    whole = {file: file.read_bytes() for file in tmp_path.rglob('*-cache')}
+    assert whole
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
     jax.clear_caches()
-    np.testing.assert_array_equal(jax.jit(function)(x), expected)
+    np.testing.assert_array_equal(function(x), expected)
+    assert [len(file.read_bytes()) for file in whole] == [len(content) // 2 for content in whole.values()]
+    start()
+    jax.clear_caches()
+    np.testing.assert_array_equal(function(x), expected)
+    assert all(zlib.decompress(file.read_bytes()) for file in whole)
+
+
+def test_programs_that_were_found_whole_are_not_read_again(monkeypatch, tmp_path):
+    file, late = tmp_path / 'a-cache', tmp_path / 'b-cache'
+    file.write_bytes(zlib.compress(b'program'))
+    os.utime(file, (1e9, 1e9))
+    remove_damaged(tmp_path)
+    monkeypatch.setattr(program_cache.Path, 'read_bytes', lambda path: pytest.fail(f'read {path}'))
+    remove_damaged(tmp_path)
+    monkeypatch.undo()
+    late.write_bytes(b'cut off')
+    remove_damaged(tmp_path)
+    assert file.exists() and not late.exists()
