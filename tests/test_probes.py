@@ -93,7 +93,7 @@ def test_without_masks_a_network_does_not_notice_where_a_tile_is(without_masks, 
         changes.permuted_tiles(8, 8, network.tile, np.random.default_rng(0)),
         changes.rolled(8, 8, network.tile),
     ):
-        np.testing.assert_allclose(logits(network, variables, positions), before, atol=1e-5)
+        np.testing.assert_allclose(logits(network, variables, positions), before, atol=1e-6)
     # Smaller moves change which pixels are pooled together. So the probe does reach the map.
     assert np.abs(logits(network, variables, changes.rolled(8, 8, 1)) - before).max() > 1e-2
 
@@ -153,12 +153,12 @@ def test_recalibrated_statistics_are_those_of_training_mode(with_masks, logits):
         variables, network.inputs(images), train=True, mutable=['batch_stats']
     )
     expected = np.asarray(jax.jit(training, compiler_options=FAST)(zeroed, IMAGES[:12])[0])
-    np.testing.assert_allclose(logits(network, first)[:12], expected, atol=2e-2)
+    np.testing.assert_allclose(logits(network, first)[:12], expected, atol=5e-3)
     assert np.abs(logits(network, zeroed)[:12] - expected).max() > 0.1
     both = network.recalibrate(zeroed, STAY, IMAGES, batch_size=12)['batch_stats']
     mean = jax.tree.map(lambda one, other: (one + other) / 2, first['batch_stats'], second['batch_stats'])
     for ours, of_halves in zip(jax.tree.leaves(both), jax.tree.leaves(mean), strict=True):
-        np.testing.assert_allclose(ours, of_halves, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, of_halves, rtol=1e-6, atol=1e-6)
     with pytest.raises(InputError, match='24 images'):
         network.recalibrate(zeroed, STAY, IMAGES, batch_size=25)
 

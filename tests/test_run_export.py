@@ -106,8 +106,8 @@ def test_program_counts_as_the_run_did(finished, exported, dataset):
     assert logits.dtype == np.float32 and logits.shape == (13, 3)
     assert (logits.argmax(1) == labels).sum() == finished[1]['final_test_correct']
     run = load_run(finished[0])
-    np.testing.assert_allclose(logits, jax.jit(run.predict)(run.variables, images), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(network.call(weights, images[:1]), logits[:1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, jax.jit(run.predict)(run.variables, images), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(network.call(weights, images[:1]), logits[:1], rtol=2e-6, atol=2e-6)
 
 
 def test_a_converted_network_is_exported_and_computes_as_pytorch_does(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_converted_network_is_exported_and_computes_as_pytorch_does(tmp_path, 
     normalised = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - config.data.mean[0]) / config.data.std[0]
     with torch.no_grad():
         expected = network.eval()(normalised)
-    np.testing.assert_allclose(program.call(weights, images), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(program.call(weights, images), expected, rtol=2e-6, atol=2e-6)
 
     older = dataclasses.replace(load_run(tmp_path / 'run'), meta={'converted_from': 'model.pth'})
     monkeypatch.setattr('pnn_jax.run.export.load_run', lambda *_: older)
