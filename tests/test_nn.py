@@ -13,7 +13,7 @@ from pnn_jax import ops
 from pnn_jax.errors import InputError
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.nn.perturbation import NormalizedPerturbationLayer, PerturbationLayer, PerturbationUnit
-from pnn_jax.nn.random_filters import RandomFilterLayer
+from pnn_jax.nn.random_filters import RandomFilterLayer, filter_channels
 
 KEYS = {'params': jax.random.key(0), 'noise_masks': jax.random.key(1)}
 
@@ -225,6 +225,30 @@ def test_random_filters_are_a_depthwise_convolution(num_masks, share_masks):
     y = np.einsum('bhwgm,gmk->bhwgk', responses, kernel.reshape(2, num_masks, -1))
     y = y.sum(3) if num_masks == 1 else y.reshape(2, 5, 4, 4)
     np.testing.assert_allclose(layer.apply(variables, x), y + bias.reshape(1, 1, 1, 4), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('filter_groups', [3, 1])
+@pytest.mark.parametrize('num_masks', [1, 2])
+def test_filters_and_their_gradients_are_those_of_a_grouped_convolution(filter_groups, num_masks):
+    def convolve(x, filters):
+        filters = jnp.broadcast_to(filters, (3, 3, 3, num_masks)).reshape(3, 3, 1, 3 * num_masks)
+        y = jax.lax.conv_general_dilated(
+            x, filters, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=3
+        )
+        return y.reshape(*x.shape, num_masks)
+
+    with jax.enable_x64(True):
+        x = images(2, 4, 5, 3).astype(jnp.float64)
+        filters = images(3, 3, filter_groups, num_masks, seed=3).astype(jnp.float64)
+        ours, our_gradients = jax.vjp(filter_channels, x, filters)
+        theirs, their_gradients = jax.vjp(convolve, x, filters)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-14)
+        cotangent = images(*ours.shape, seed=4).astype(jnp.float64)
+        for a, b in zip(our_gradients(cotangent), their_gradients(cotangent), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-14)
+    half = [a.astype(jnp.bfloat16) for a in (x, filters)]
+    in_float32 = filter_channels(*(a.astype(jnp.float32) for a in half)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(filter_channels(*half).astype(np.float32), in_float32.astype(np.float32))
 
 
 @pytest.mark.parametrize('num_masks', [1, 3])

@@ -163,7 +163,7 @@ def combine_responses(responses: jax.Array, kernel: jax.Array) -> jax.Array:
         [b, h, w, features], or [b, h, w, c, features // c] when grouped.
     """
     if kernel.ndim == 2:
-        return jnp.einsum('bhwgm,gmk->bhwk', responses, kernel[:, None])
+        return ops.combine_channels(responses[..., 0], kernel)
     return jnp.einsum('bhwgm,gmk->bhwgk', responses, kernel)
 
 

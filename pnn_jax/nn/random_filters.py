@@ -1,7 +1,7 @@
 """Control experiments: fixed 3x3 filters in the place of the noise masks, so that a layer sees a pixel's neighbours."""
 
 from collections.abc import Iterator, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -12,6 +12,49 @@ from pnn_jax.nn.perturbation import PerturbationLayer, combine_responses
 from pnn_jax.options import Conflict
 
 OFFSETS = 9  # of a 3x3 filter
+
+
+@jax.custom_vjp
+def filter_channels(x: jax.Array, filters: jax.Array) -> jax.Array:
+    """Convolves every channel with filters of its own, or with those that all share; zeros lie beyond the edge.
+
+    As torch's convolutions, it does not flip the filters. Sums are in float32 or wider. The gradient of x is written
+    out as the convolution that it is. JAX's own would be a sum of nine padded arrays, several times slower on CPU.
+
+    Args:
+        x: [b, h, w, c].
+        filters: [3, 3, c or 1, m].
+
+    Returns:
+        [b, h, w, c, m], in the dtype of x.
+    """
+    return _sum_of_neighbours(x[..., None], filters).astype(x.dtype)
+
+
+def _sum_of_neighbours(maps: jax.Array, filters: jax.Array) -> jax.Array:
+    """At each pixel, the sum of its 3x3 neighbours times filters [3, 3, c or 1, m]; maps [b, h, w, c, m or 1]."""
+    height, width = maps.shape[1:3]
+    wide = jnp.promote_types(maps.dtype, jnp.float32)
+    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0))).astype(wide)
+    filters = filters.astype(wide)[:, :, None, None, None]
+    return reduce(
+        jnp.add, [padded[:, i : i + height, j : j + width] * filters[i, j] for i in range(3) for j in range(3)]
+    )
+
+
+def _filter_channels_forward(x, filters):
+    return filter_channels(x, filters), (x, filters)
+
+
+def _filter_channels_backward(arguments, responses_bar):
+    x, filters = arguments
+    x_bar = _sum_of_neighbours(responses_bar, filters[::-1, ::-1]).sum(-1)
+    wide_bar = responses_bar.astype(jnp.promote_types(x.dtype, jnp.float32))
+    (filters_bar,) = jax.vjp(partial(_sum_of_neighbours, x[..., None]), filters)[1](wide_bar)
+    return x_bar.astype(x.dtype), filters_bar
+
+
+filter_channels.defvjp(_filter_channels_forward, _filter_channels_backward)
 
 
 class RandomFilterLayer(PerturbationLayer):
@@ -40,15 +83,7 @@ class RandomFilterLayer(PerturbationLayer):
         return self.masks(self.mask_shape(x), train).astype(x.dtype) / 3
 
     def respond(self, x: jax.Array, kernel: jax.Array, train: bool) -> jax.Array:
-        filters = self.filters(x, train)
-        height, width = x.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]
-        shifted = [
-            padded[:, i : i + height, j : j + width] * filters[None, None, None, i, j]
-            for i in range(3)
-            for j in range(3)
-        ]
-        responses = reduce(jnp.add, shifted)
+        responses = filter_channels(x, self.filters(x, train))
         activation = self.shared_activation()
         if activation is not None:
             responses = activation(responses, train)
