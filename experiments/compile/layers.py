@@ -45,8 +45,44 @@ def measure_layers(target: str, layers: list[Layer], timeout: float = 1800) -> l
     return in_child('experiments.compile.layers', target, request, timeout)
 
 
+def compiled_steps(target: str, num_steps: int) -> str | dict:
+    """The text of a training program over a layer with masks of each channel, or {'error': one line}."""
+    return in_child('experiments.compile.layers', target, {'target': target, 'steps': num_steps}, 1800)
+
+
 def lower_layer(target: str, layer: Layer):
-    """The layer, lowered for a target with the implementation that is chosen there."""
+    """The layer, lowered for a target with the implementation that is chosen there.
+
+    The masks have the layout that the compiler likes best. In training XLA copies them into it once for all steps of a
+    program (`lower_steps`), so that the copy is no part of a layer's time.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental.layout import Format, Layout
+    from jax.sharding import SingleDeviceSharding
+
+    from experiments.compile.targets import open_devices
+    from pnn_jax.ops import perturb_combine
+
+    sharding = SingleDeviceSharding(open_devices(target)[0])
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    shape = layer.batch, layer.size, layer.size, layer.channels
+    x, mask_shape = array(*shape), (*shape[1:3], 1 if layer.share_masks else layer.channels, layer.num_masks)
+    masks, best = jax.ShapeDtypeStruct(mask_shape, jnp.float32), Format(Layout.AUTO, sharding)
+    weights, y_bar = array(layer.channels, layer.num_masks, layer.outputs), array(*shape, layer.outputs)
+    operation = partial(perturb_combine, noise_level=0.5, activation=layer.activation)
+
+    def backward(x, masks, weights, y_bar):
+        x_bar, masks_bar, weights_bar = jax.vjp(operation, x, masks, weights)[1](y_bar)
+        return (x_bar, masks_bar, weights_bar) if layer.trained_masks else (x_bar, weights_bar)
+
+    if layer.direction == 'forward':
+        return jax.jit(operation, in_shardings=(None, best, None)).lower(x, masks, weights)
+    return jax.jit(backward, in_shardings=(None, best, None, None)).lower(x, masks, weights, y_bar)
+
+
+def lower_steps(target: str, layer: Layer, num_steps: int):
+    """A program that makes several steps of gradient descent on the layer's weights, lowered for a target."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
@@ -56,22 +92,23 @@ def lower_layer(target: str, layer: Layer):
 
     sharding = SingleDeviceSharding(open_devices(target)[0])
     array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    shape = layer.batch, layer.size, layer.size, layer.channels
-    x, masks = array(*shape), array(*shape[1:3], 1 if layer.share_masks else layer.channels, layer.num_masks)
-    weights, y_bar = array(layer.channels, layer.num_masks, layer.outputs), array(*shape, layer.outputs)
-    operation = partial(perturb_combine, noise_level=0.5, activation=layer.activation)
+    shape = layer.size, layer.size, layer.channels
 
-    def backward(x, masks, weights, y_bar):
-        x_bar, masks_bar, weights_bar = jax.vjp(operation, x, masks, weights)[1](y_bar)
-        return (x_bar, masks_bar, weights_bar) if layer.trained_masks else (x_bar, weights_bar)
+    def steps(weights, masks, batches):
+        def loss(weights, x):
+            y = perturb_combine(x, masks, weights, noise_level=0.5, activation=layer.activation)
+            return jnp.square(y).sum()
 
-    if layer.direction == 'forward':
-        return jax.jit(operation).lower(x, masks, weights)
-    return jax.jit(backward).lower(x, masks, weights, y_bar)
+        return jax.lax.scan(lambda weights, x: (weights - jax.grad(loss)(weights, x), None), weights, batches)[0]
+
+    weights, masks = array(layer.channels, layer.num_masks, layer.outputs), array(*shape, layer.num_masks)
+    return jax.jit(steps).lower(weights, masks, array(num_steps, layer.batch, *shape))
 
 
-def _measure(request: dict, schedules: str) -> list[dict]:
+def _measure(request: dict, schedules: str) -> list[dict] | str:
     target = request['target']
+    if 'steps' in request:
+        return lower_steps(target, Layer('backward', share_masks=False), request['steps']).compile().as_text()
     return [describe(lower_layer(target, Layer(**layer)), target, schedules) for layer in request['layers']]
 
 

@@ -45,7 +45,10 @@ def count_bundles(schedule: str) -> tuple[int, int]:
         if not bundle:
             continue
         depth = bundle['depth'].count('>')
-        if bundle['label'] == 'LB':
+        if bundle['label'] == 'LB' and depth == 0:  # a loop of collectives, whose bundles are not marked
+            leave(0)
+            unknown += 1
+        elif bundle['label'] == 'LB':
             leave(depth - 1)
             loops.append([0, 0])
         elif '{}' not in line:  # an empty bundle does not say in which loop it is

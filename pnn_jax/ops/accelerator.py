@@ -48,16 +48,21 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     def respond(perturbed):
         return activate(activation, perturbed, slopes)
 
-    # x_bar = y_bar * sum over masks of w r'(v). Multiplying after the sum saves one product per mask.
-    x_bar = sum(
-        y_bar[..., k] * _vjp_elementwise(respond, perturbed, _masks_first(weights)[:, k]).sum(0) for k in outputs
-    )
     # weights_bar = sum over images and pixels of y_bar r(v).
     responses = respond(perturbed)
-    weights_bar = jnp.stack([(responses * y_bar[None, ..., k]).sum((1, 2, 3)).T for k in outputs], axis=-1)
-    # v = x + level * mask, so noise_bar = level * the sum of v_bar over all images (and channels, if they share masks).
+    pairs = [outputs[first : first + 2] for first in outputs[::2]]
+    sums = [_sums_over_images([responses * y_bar[None, ..., k] for k in pair]) for pair in pairs]
+    weights_bar = jnp.concatenate(sums).T
+    # v_bar = r'(v) * the sum over outputs of w y_bar.
     responses_bar = sum(_masks_first(weights)[:, k] * y_bar[None, ..., k] for k in outputs)
     perturbed_bar = _vjp_elementwise(respond, perturbed, responses_bar)
+    # v = x + level * mask, so x_bar = the sum of v_bar over masks. With one output that is y_bar * the sum of w r'(v):
+    # multiplying after the sum saves one product per mask.
+    if len(outputs) == 1:
+        x_bar = y_bar[..., 0] * _vjp_elementwise(respond, perturbed, _masks_first(weights)[:, 0]).sum(0)
+    else:
+        x_bar = perturbed_bar.sum(0)
+    # noise_bar = level * the sum of v_bar over images (and channels, if they share masks).
     noise_bar = noise_level * perturbed_bar.sum((1, 4) if noise_masks.shape[2] == 1 else 1)
     noise_bar = jnp.moveaxis(noise_bar.reshape(-1, *noise_masks.shape[:3]), 0, -1)
     slope_bar = None
@@ -76,6 +81,18 @@ def _weighted_sums(responses: jax.Array, weights: jax.Array) -> jax.Array:
     """The weighted sums of responses [m, b, h, w, g] with weights [g, m, k]: [b, h, w, g, k]."""
     weights = _masks_first(weights)
     return jnp.stack([(weights[:, k] * responses).sum(0) for k in range(weights.shape[1])], axis=-1)
+
+
+def _sums_over_images(maps: list[jax.Array]) -> jax.Array:
+    """The sums over images and pixels of one or two arrays [m, b, h, w, g], stacked: [1 or 2, m, g].
+
+    One reduction over pixels makes both, so that the perturbed values are computed once. XLA:GPU would write the
+    operands of a reduction of four arrays to memory. Images are summed in a second step: where the batch is sharded,
+    XLA can then add the sums of the devices, and need not gather them.
+    """
+    zeros = (jnp.zeros((), maps[0].dtype),) * len(maps)
+    add = lambda sums, values: tuple(map(jnp.add, sums, values))
+    return jnp.stack(jax.lax.reduce(tuple(maps), zeros, add, (2, 3))).sum(2)
 
 
 def _widen(*arrays: Any) -> list[Any]:
