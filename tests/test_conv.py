@@ -1,5 +1,7 @@
 """The convolution equals XLA's, in values and gradients, whichever way it is computed."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +21,13 @@ def xla_conv(x, kernel, *, stride, padding):
 
 
 def values_and_gradients(function, x, kernel, y_bar, **options):
-    def run(x, kernel, y_bar):
-        y, pullback = jax.vjp(lambda x, kernel: function(x, kernel, **options), x, kernel)
-        return y, *pullback(y_bar)
+    y, pullback = jax.vjp(lambda x, kernel: function(x, kernel, **options), x, kernel)
+    return y, *pullback(y_bar)
 
-    return jax.jit(run)(x, kernel, y_bar)
+
+def compile_without_optimization(function):
+    """`jax.jit`, but LLVM does not optimize: what these small programs compute takes no time, compiling them does."""
+    return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def random_case(x_shape, kernel_shape, stride, padding, dtype, seed=0):
@@ -35,8 +39,8 @@ def random_case(x_shape, kernel_shape, stride, padding, dtype, seed=0):
 
 def assert_equals_xla(x_shape, kernel_shape, stride, padding, dtype, tolerance):
     case = random_case(x_shape, kernel_shape, stride, padding, dtype)
-    ours = values_and_gradients(conv, *case, stride=stride, padding=padding)
-    expected = values_and_gradients(xla_conv, *case, stride=stride, padding=padding)
+    run = lambda *case: [values_and_gradients(f, *case, stride=stride, padding=padding) for f in (conv, xla_conv)]
+    ours, expected = compile_without_optimization(run)(*case)
     for name, value, reference in zip(('y', 'x_bar', 'kernel_bar'), ours, expected, strict=True):
         assert value.dtype == reference.dtype and value.shape == reference.shape, name
         error = jnp.abs(value - reference).max() / jnp.abs(reference).max()
@@ -60,8 +64,8 @@ def test_equals_xla_in_float64(height, width, channels, outputs, stride, batch):
 
 # One shape for each way to compute the gradient of the kernel, and 5x5, which is XLA's alone.
 SHAPES = {
-    'sum over rows': ((8, 16, 16, 3), (3, 3, 3, 2), 1),
-    'product per tap': ((4, 5, 8, 16), (3, 3, 16, 5), 2),
+    'by columns': ((8, 16, 16, 3), (3, 3, 3, 2), 1),
+    'by taps': ((4, 5, 8, 16), (3, 3, 16, 5), 2),
     '5x5': ((2, 6, 6, 2), (5, 5, 2, 3), 1),
 }
 
@@ -71,11 +75,11 @@ SHAPES = {
 def test_errors_in_narrow_types(shape, dtype, tolerance):
     x_shape, kernel_shape, stride = SHAPES[shape]
     case = random_case(x_shape, kernel_shape, stride, 1, dtype)
-    values = values_and_gradients(conv, *case, stride=stride, padding=1)
+    values = compile_without_optimization(partial(values_and_gradients, conv, stride=stride, padding=1))(*case)
     with jax.enable_x64(True):
-        exact = values_and_gradients(xla_conv, *(a.astype(jnp.float64) for a in case), stride=stride, padding=1)
+        run = compile_without_optimization(partial(values_and_gradients, xla_conv, stride=stride, padding=1))
+        exact = run(*(a.astype(jnp.float64) for a in case))
         errors = [float(abs(a - e).max() / abs(e).max()) for a, e in zip(values, exact, strict=True)]
-    print(errors)
     assert all(value.dtype == dtype for value in values)
     assert max(errors) < tolerance
 
@@ -83,14 +87,11 @@ def test_errors_in_narrow_types(shape, dtype, tolerance):
 def test_shards_of_the_batch_stay_on_their_devices():
     devices = jax.devices()
     mesh = jax.sharding.Mesh(np.array(devices), ('batch',))
-    x_shape, kernel_shape, stride = SHAPES['sum over rows']
+    x_shape, kernel_shape, stride = SHAPES['by columns']
     shardings = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (('batch',), (), ('batch',))]
     case = random_case(x_shape, kernel_shape, stride, 1, jnp.float32)
 
-    @jax.jit
-    def run(x, kernel, y_bar):
-        return values_and_gradients(conv, x, kernel, y_bar, stride=stride, padding=1)
-
+    run = compile_without_optimization(partial(values_and_gradients, conv, stride=stride, padding=1))
     expected = run(*case)
     sharded = run.lower(*map(jax.device_put, case, shardings)).compile()
     text = sharded.as_text()
@@ -102,10 +103,10 @@ def test_shards_of_the_batch_stay_on_their_devices():
 
 
 def test_vmap_equals_a_loop():
-    x_shape, kernel_shape, stride = SHAPES['sum over rows']
+    x_shape, kernel_shape, stride = SHAPES['by columns']
     runs = [random_case(x_shape, kernel_shape, stride, 1, jnp.float32, seed) for seed in range(2)]
-    run = jax.jit(lambda x, kernel, y_bar: values_and_gradients(conv, x, kernel, y_bar, stride=stride, padding=1))
-    together = jax.vmap(run)(*map(jnp.stack, zip(*runs, strict=True)))
+    run = compile_without_optimization(partial(values_and_gradients, conv, stride=stride, padding=1))
+    together = compile_without_optimization(jax.vmap(run))(*map(jnp.stack, zip(*runs, strict=True)))
     for index, case in enumerate(runs):
         for value, reference in zip(together, run(*case), strict=True):
             np.testing.assert_allclose(value[index], reference, rtol=1e-5, atol=1e-5)
@@ -113,6 +114,7 @@ def test_vmap_equals_a_loop():
 
 def test_empty_batch():
     case = random_case((0, 16, 16, 3), (3, 3, 3, 2), 1, 1, jnp.float32)
-    y, x_bar, kernel_bar = values_and_gradients(conv, *case, stride=1, padding=1)
+    run = compile_without_optimization(partial(values_and_gradients, conv, stride=1, padding=1))
+    y, x_bar, kernel_bar = run(*case)
     assert y.shape == (0, 16, 16, 2) and x_bar.shape == (0, 16, 16, 3)
     np.testing.assert_array_equal(kernel_bar, np.zeros((3, 3, 3, 2)))
