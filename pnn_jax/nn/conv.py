@@ -8,6 +8,7 @@ from pnn_jax.nn.activations import ACTIVATIONS, Activation
 from pnn_jax.nn.channels import along_channels
 from pnn_jax.nn.initializers import conv_kernel_init, fan_in_uniform
 from pnn_jax.nn.norm import TorchBatchNorm
+from pnn_jax.ops.conv import conv
 from pnn_jax.options import option
 
 # Kernel size -> padding of a convolution, and its stride in a `ConvLayer` (mk models.py:39-48).
@@ -50,10 +51,7 @@ class Conv(nn.Module):
         if size == 1:
             y = ops.combine_channels(x, kernel, self.stride)
         else:
-            padding = ((CONV_PADDING[size],) * 2,) * 2
-            y = jax.lax.conv_general_dilated(
-                x, kernel, (self.stride, self.stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-            )
+            y = conv(x, kernel, stride=self.stride, padding=CONV_PADDING[size])
         if self.use_bias:
             bias = self.param('bias', fan_in_uniform, (self.features,), channels * size * size)
             y = y + along_channels(bias, y)
