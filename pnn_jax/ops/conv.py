@@ -16,7 +16,7 @@ sizes, and all platforms other than the CPU, use XLA's convolution.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -181,8 +181,9 @@ def _kernel_gradient_by_columns(size: int, stride: int, padding: int, x: jax.Arr
     for i in range(size):
         rows = x[:, i : i + (height - 1) * stride + 1 : stride].reshape(batch * height * blocks, seen * channels)
         products.append(jnp.matmul(rows.T, y_bar, preferred_element_type=wide))
-    products = jnp.stack(products).reshape(size, seen, channels, COLUMNS, outputs)
-    return sum(products[:, n * stride : n * stride + size, :, n] for n in range(COLUMNS)).astype(x.dtype)
+    pairs = jnp.stack(products).reshape(size, seen, channels, COLUMNS, outputs)
+    of_columns = [pairs[:, n * stride : n * stride + size, :, n] for n in range(COLUMNS)]
+    return reduce(jnp.add, of_columns).astype(x.dtype)
 
 
 def _kernel_gradient_by_taps(size: int, stride: int, padding: int, x: jax.Array, y_bar: jax.Array) -> jax.Array:
