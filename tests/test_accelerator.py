@@ -1,0 +1,114 @@
+"""Measuring on an accelerator in calls of limited time: what runs, what is tried again, what is kept."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+
+from experiments.accelerator import __main__ as command
+from experiments.accelerator import operation
+from experiments.accelerator.__main__ import GRACE, run_stages
+from experiments.accelerator.stages import Stage, calls, stages
+from pnn_jax.errors import InputError, StoppedEarly
+
+
+@dataclasses.dataclass(frozen=True)
+class Script(Stage):
+    """A stage that runs a line of shell."""
+
+    @property
+    def command(self):
+        return ['sh', '-c', self.arguments[0]]
+
+
+def script(name, line, minutes=0.0, **options):
+    return Script(name, name, [line], minutes, **options)
+
+
+def call(found, folder, seconds=60.0, device='H100'):
+    return run_stages(found, folder, device, time.monotonic() + GRACE + seconds)
+
+
+def test_a_stage_runs_until_it_succeeds_and_then_never_again(tmp_path, capsys):
+    first = script('first', f'echo run >> {tmp_path}/runs')
+    second = script('second', f'test -e {tmp_path}/ready || {{ echo not ready; exit 3; }}')
+    third = script('third', 'true')
+    assert call([first, second, third], tmp_path) == 1
+    captured = capsys.readouterr()
+    assert 'failed: exit code 3: not ready' in captured.out and 'failed: second' in captured.err
+    progress = json.loads((tmp_path / 'stages.json').read_text())
+    assert sorted(progress['seconds']) == ['first', 'third'] and list(progress['failed']) == ['second']
+    (tmp_path / 'ready').touch()
+    assert call([first, second, third], tmp_path) == 0
+    assert (tmp_path / 'runs').read_text() == 'run\n'
+    assert json.loads((tmp_path / 'stages.json').read_text())['failed'] == {}
+
+
+def test_a_stage_waits_for_a_call_that_has_time_for_it(tmp_path):
+    short, long = script('short', 'true'), script('long', f'touch {tmp_path}/ran', minutes=2)
+    with pytest.raises(StoppedEarly, match='long needs another call'):
+        call([short, long], tmp_path)
+    assert list(json.loads((tmp_path / 'stages.json').read_text())['seconds']) == ['short']
+    assert not (tmp_path / 'ran').exists()
+    assert call([short, long], tmp_path, seconds=121) == 0
+
+
+def test_a_stage_that_had_a_whole_call_has_failed_and_the_others_go_first(tmp_path):
+    slow, other = script('slow', 'sleep 60'), script('other', 'true')
+    with pytest.raises(StoppedEarly):
+        call([slow, other], tmp_path, seconds=0.2)
+    progress = json.loads((tmp_path / 'stages.json').read_text())
+    assert progress['failed'] == {'slow': 'not done in the time of a call'}
+    with pytest.raises(StoppedEarly, match='slow needs another call'):
+        call([dataclasses.replace(slow, minutes=2), other], tmp_path)
+    assert list(json.loads((tmp_path / 'stages.json').read_text())['seconds']) == ['other']
+
+
+def test_a_stage_that_resumes_is_asked_to_save_and_continues(tmp_path):
+    line = f'trap "touch {tmp_path}/saved; exit 75" TERM; test -e {tmp_path}/saved && exit 0; sleep 60 & wait'
+    grid = script('grid', line, resumes=True)
+    with pytest.raises(StoppedEarly, match='grid needs another call'):
+        call([grid], tmp_path, seconds=3)
+    assert call([grid], tmp_path) == 0
+
+
+def test_progress_of_another_device_or_of_another_program_is_refused(tmp_path):
+    assert call([script('first', 'true')], tmp_path) == 0
+    before = (tmp_path / 'stages.json').read_text()
+    with pytest.raises(InputError, match='was measured on H100, and this is v5e'):
+        call([], tmp_path, device='v5e')
+    assert (tmp_path / 'stages.json').read_text() == before
+    (tmp_path / 'stages.json').write_text('[1]')
+    with pytest.raises(InputError, match='is not a file of this command'):
+        call([], tmp_path)
+
+
+def test_the_plan_divides_all_stages_among_calls_and_runs_nothing(tmp_path, capsys):
+    output = tmp_path / 'output'
+    assert command.main(['--plan', f'--output={output}', f'--data_path={tmp_path}']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = stages(output, tmp_path, 'audit', tmp_path)
+    assert [line.split()[0] for line in lines if line.startswith('  ')] == [stage.name for stage in found]
+    for planned in calls(found, 9.5):
+        assert sum(stage.minutes for stage in planned) <= 9.5
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_a_machine_without_accelerator_is_refused(tmp_path):
+    with pytest.raises(InputError, match='jax finds no GPU or TPU here'):
+        command.main([f'--output={tmp_path / "output"}'])
+    assert not (tmp_path / 'output').exists()
+
+
+def test_the_check_of_the_operation_finds_a_wrong_gradient(monkeypatch, capsys, quick_compilation):
+    monkeypatch.setattr(operation, 'CASES', [('relu', True, 2)])
+    monkeypatch.setattr(operation, 'SHAPE', (2, 3, 3, 4))
+    assert operation.main([]) == 0
+    capsys.readouterr()
+    right = operation.perturb_combine
+    wrong = lambda x, masks, *rest, **options: right(x, 1.001 * masks, *rest, **options)
+    monkeypatch.setattr(operation, 'perturb_combine', wrong)
+    assert operation.main([]) == 1
+    assert 'WRONG float32 relu, shared masks, 2 outputs: error of y is' in capsys.readouterr().out
