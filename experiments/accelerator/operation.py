@@ -66,7 +66,7 @@ def errors_on_device(dtype: str, activation: str, share_masks: bool, outputs: in
     ours = jax.device_get(jax.jit(results(perturb_combine, activation))(*arguments, y_bar))
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend='cpu')[0]):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), jax.device_get((arguments, y_bar)))
-        exact = jax.device_get(results(perturb_combine_reference, activation)(*wide[0], wide[1]))
+        exact = jax.device_get(jax.jit(results(perturb_combine_reference, activation))(*wide[0], wide[1]))
     pairs = zip(NAMES, jax.tree.leaves(ours), jax.tree.leaves(exact), strict=False)  # the last one is the slope's
     return {name: float(np.abs(a.astype(np.float64) - e).max() / np.abs(e).max()) for name, a, e in pairs}
 
