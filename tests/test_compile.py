@@ -130,6 +130,7 @@ def test_gpu_compiler_still_aborts_on_the_smallest_program():
         (['--program=run'], ["'run'", 'train,step,evaluate']),
         (['--batch_size=7'], ["'7'", '0,16,128,1024']),
         (['--output=s3://bucket/x'], ['--output=s3://bucket/x', 'URL']),
+        ([f'--readme={targets.__file__}'], ['compiled: begin', 'compiled: end']),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options, words, monkeypatch):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from experiments.command import Parser, exit_code, some_of
+from experiments.command import Parser, exit_code, replace_section, some_of, write_file
 from experiments.compile.measure import PROGRAMS, Request, measure
 from experiments.compile.table import table
 from experiments.compile.targets import TARGETS, missing_compiler
@@ -66,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--batch_size', type=some_of(BATCH_SIZES), default=[0], help='0: that of the config')
     parser.add_argument('--dtype', type=some_of(DTYPES), default=['float32'], help='float32,bfloat16')
     parser.add_path('--output', help='JSON file of records; default: none is kept')
+    parser.add_path(
+        '--readme', help='Markdown file whose table, between the lines compiled: begin and end, is replaced'
+    )
     args = parser.parse_args(argv)
+    if args.readme:
+        replace_section(args.readme, 'compiled', '')  # a file without the lines is refused now, not after an hour
     for target in args.target:
         if package := missing_compiler(target):
             raise InputError(f'--target={target}: its compiler is not installed (no Python package {package})')
@@ -85,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output:
             write_records(args.output, records)
     print(table(records))
+    if args.readme:
+        write_file(args.readme, replace_section(args.readme, 'compiled', table(records)))
 
 
 if __name__ == '__main__':
