@@ -117,7 +117,9 @@ def _xla_conv(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 
 
 def _sum_over_taps_is_faster(stride: int, x: jax.Array, kernel: jax.Array, outputs: int) -> bool:
-    _, height, width, channels = x.shape
+    batch, height, width, channels = x.shape
+    if not isinstance(batch, int):  # a program exported for any number of images: the loop over groups needs a number
+        return False
     few = channels <= 8 and outputs <= 16 and channels * outputs <= 50
     return len(kernel) == 3 and stride == 1 and min(height, width) >= 16 and few
 
