@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.accelerator', __doc__)
     parser.add_argument('--plan', action='store_true', help='print what each call would do')
     parser.add_path('--output', default='runs/accelerator', help='folder for logs and results')
-    parser.add_argument('--time_budget', type=whole_number(60), default=570, help='seconds that a call may take')
+    parser.add_argument('--time_budget', type=whole_number(300), default=570, help='seconds that a call may take')
     parser.add_path('--golden', default='tests/data', help='golden file of PyTorch, or a folder of them')
     parser.add_argument('--grid', default='audit', help='the grid to train at the end')
     parser.add_path('--data_path', help='its data; without it no grid is trained')
