@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import time
 
 import pytest
@@ -65,12 +66,22 @@ def test_a_stage_that_had_a_whole_call_has_failed_and_the_others_go_first(tmp_pa
     assert list(json.loads((tmp_path / 'stages.json').read_text())['seconds']) == ['other']
 
 
-def test_a_stage_that_resumes_is_asked_to_save_and_continues(tmp_path):
-    line = f'trap "touch {tmp_path}/saved; exit 75" TERM; test -e {tmp_path}/saved && exit 0; sleep 60 & wait'
-    grid = script('grid', line, resumes=True)
-    with pytest.raises(StoppedEarly, match='grid needs another call'):
-        call([grid], tmp_path, seconds=3)
+def test_a_stage_that_resumes_is_asked_to_save_and_continues(tmp_path, monkeypatch):
+    line = f'trap "touch {tmp_path}/saved; exit 75" TERM; touch {tmp_path}/ready; while true; do sleep 0.05; done'
+    grid = script('grid', f'test -e {tmp_path}/saved || {{ {line}; }}', resumes=True)
+    wait = subprocess.Popen.wait
+
+    def wait_until_ready(process, seconds):  # the time of the call is over as soon as the stage can be asked
+        while seconds > GRACE and not (tmp_path / 'ready').exists():
+            time.sleep(0.01)
+        return wait(process, 0.01 if seconds > GRACE else seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, 'wait', wait_until_ready)
+        with pytest.raises(StoppedEarly, match='grid needs another call'):
+            call([grid], tmp_path)
     assert call([grid], tmp_path) == 0
+    assert (tmp_path / 'saved').exists()
 
 
 def test_progress_of_another_device_or_of_another_program_is_refused(tmp_path):

@@ -8,15 +8,17 @@ import collections
 import functools
 import importlib.util
 import json
+import math
 import pathlib
 import re
 
 import pytest
 
-from experiments.compile import targets
+from experiments.compile import scaling, targets
 from experiments.compile.__main__ import main, read_records, write_records
 from experiments.compile.layers import Layer, compiled_steps, measure_layers
 from experiments.compile.measure import Request, count, in_child, measure
+from experiments.compile.scaling import Step, share_of_compute
 from experiments.compile.schedule import count_bundles
 from experiments.compile.table import table
 from pnn_jax.errors import InputError
@@ -165,6 +167,15 @@ def test_records_are_read_back_and_shown(tmp_path):
     assert '**32.00 of 16: 16.00 too much**' in second and '| >1.25 |' in second
     assert '**does not compile**: exit -6: Check failed' in third
     assert len({line.count('|') for line in (first, second, third)}) == 1
+
+
+def test_the_share_of_compute_on_many_chips(capsys):
+    assert share_of_compute(Step(1.0, parameters=0, all_reduces=0), chips=256) == 1
+    # An all-reduce over 256 chips takes 32 hops. Of 4 bytes a parameter, twice three quarters pass at 100 GB/s.
+    assert math.isclose(share_of_compute(Step(32e-6, parameters=0, all_reduces=1), chips=256), 0.5)
+    assert math.isclose(share_of_compute(Step(1.0, parameters=50e9 / 3, all_reduces=0), chips=4), 0.5)
+    scaling.main([])
+    assert capsys.readouterr().out in (pathlib.Path(__file__).parent.parent / 'docs/accelerators.md').read_text()
 
 
 def test_missing_compilers_are_named(monkeypatch):

@@ -3,8 +3,7 @@
 python -m experiments.accelerator.operation
 
 Compared are the output and all gradients: for every activation, and for own and shared masks with 1, 2 and 4 outputs a
-channel.
-An error is relative to the largest value of its array. Set JAX_DEFAULT_MATMUL_PRECISION=highest.
+channel. An error is relative to the largest value of its array. Set JAX_DEFAULT_MATMUL_PRECISION=highest.
 
 Exit codes: 0 all errors are small; 1 some are not.
 """
