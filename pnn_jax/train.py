@@ -142,7 +142,9 @@ def train_seed(
                 evaluation = trainer.evaluate(all_variables(state, fixed), should_stop)
                 if trainer.epoch_split != 'test':
                     workdir.write_test_outcomes(evaluation.correct, evaluation.labels)
-            result = workdir.write_result(run_result(evaluation, trainer.data, config, counts, workdir.history))
+            result = workdir.write_result(
+                run_result(evaluation, trainer.data, config, counts, workdir.history, saver.meta['code'])
+            )
             log.finish(finished_run(trainer, workdir, result, evaluation, all_variables(state, fixed)))
             return result
 

@@ -39,6 +39,7 @@ def simulated_record(grid: Grid, arm: str, run: int, accuracy: float, *, example
         'nonfinite': 0,
         'train_mode_accuracy': float(exact[-1]) + 0.002,
         'recalibrated_accuracy': float(exact[-1]) + 0.001,
+        'weights_sha256': 'w' * 64,
         'parameters': {'trained': 56_000 + 100 * ('3x3' in arm), 'masks': 30_000 * ('mask' in arm)},
         'dataset': {'digest': 'd' * 64, 'test_examples': examples},
         'per_class': {},

@@ -399,6 +399,13 @@ def test_a_commit_that_leaves_the_code_as_it_is_does_not_stop_the_report(results
     assert 'code' not in report(results).partition('## The arms')[0]
 
 
+def test_a_run_that_several_versions_trained_is_of_unknown_code(results, capsys):
+    record = make(RUNS['no_noise_seed0'], FINAL['no_noise'][0])
+    record.summary['other_code'] = ['e' * 64]
+    write(results, record)
+    assert 'unknown: no_noise_seed0' in refused(capsys, f'--results={results}')
+
+
 def test_records_without_code_are_of_unknown_code(results, capsys):
     for run in RUNS.values():
         record = make(run, FINAL[run.arm.name][run.seed])
@@ -461,6 +468,20 @@ def test_the_headline_says_what_was_asked_and_found(study, registered):
         assert sentence in headline
 
 
+@pytest.mark.parametrize(('name', 'blind'), [('conv3x3_seed2', True), ('shift_seed0', False)])
+def test_a_registration_is_blind_until_its_primary_runs_are_done(study, tmp_path, capsys, monkeypatch, name, blind):
+    missing = [run for run in runs_of(study.grid) if run.name == name]
+    arms = {arm: [one for one in records if one.name != name] for arm, records in study.arms.items()}
+    cut = dataclasses.replace(study, arms=arms, missing=missing)
+    monkeypatch.setattr(command, 'read_study', lambda *args, **kwargs: cut)
+    code = exit_code(main, [f'--grid={study.grid.name}', f'--results={tmp_path}', '--partial'])
+    assert code == (2 if blind else 0)
+    if blind:
+        assert name in capsys.readouterr().err and not list(tmp_path.iterdir())
+    compared = {arm for finding in analysis.findings(cut) for arm in finding.comparison.arms}
+    assert name.partition('_seed')[0] not in compared and {'one_mask', 'no_noise'} <= compared
+
+
 def test_probes_are_means_over_runs(study, registered):
     probes = simulated_probes(study)
     lost = tables.losses_of(study, probes, 'one_mask', 'other masks')['stored']
@@ -498,6 +519,7 @@ def test_probes_of_other_networks_are_refused(study):
     for runs, words in (
         ({'one_mask_seed99': run}, 'one_mask_seed99 has no record'),
         ({name: run._replace(data='e' * 64)}, 'another data set'),
+        ({name: run._replace(weights='v' * 64)}, 'other weights'),
         ({name: run._replace(counts=[wrong, *run.counts[1:]])}, 'another network'),
     ):
         with pytest.raises(InputError, match=words):

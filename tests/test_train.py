@@ -18,6 +18,7 @@ from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
+from pnn_jax.run.provenance import code_digest
 from pnn_jax.run.resume import Saver
 from pnn_jax.train import train_and_evaluate
 from pnn_jax.trainer import Trainer
@@ -197,6 +198,16 @@ def test_a_run_stopped_anywhere_continues_bit_for_bit(finished, dataset, tmp_pat
     assert lines == expected_lines
     np.testing.assert_array_equal(outcomes, expected_outcomes)
     assert result['final_test_correct'] == expected['final_test_correct']
+
+
+def test_a_result_names_all_code_that_trained_the_run(dataset, tmp_path, monkeypatch):
+    asked = iter([''] + ['enough'] * 100)
+    monkeypatch.setattr('pnn_jax.run.resume.provenance', lambda: {'sha256': 'e' * 64})
+    with pytest.raises(StoppedEarly):
+        train_and_evaluate(tiny_config(), str(tmp_path), should_stop=lambda: next(asked), dataset=dataset)
+    monkeypatch.undo()
+    result = train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
+    assert result['other_code'] == ['e' * 64] and result['code']['sha256'] == code_digest()
 
 
 def test_a_workdir_of_another_run_is_refused(finished, dataset):

@@ -1,6 +1,6 @@
 """Trains a grid: several runs of each of its arms. It can be stopped and resumed at any point.
 
-python -m experiments.ablation --grid=smoke                             a few seconds, on scikit-learn's digits
+python -m experiments.ablation --grid=smoke                             a minute, on scikit-learn's digits
 python -m experiments.ablation --grid=fashion_mnist --data_path=DIR --plan     what it would train, and how long
 python -m experiments.ablation --grid=fashion_mnist --data_path=DIR --jobs=2   a run on each of two cores
 python -m experiments.ablation --grid=audit --shard=3/20                part 3 (from 0) of 20, for a Slurm array
@@ -46,7 +46,7 @@ from pnn_jax.program_cache import use_program_cache
 from pnn_jax.run.provenance import provenance
 from pnn_jax.runtime import CPU_XLA_FLAGS, quieten_logs, restart_with_huge_pages, stop_conditions
 
-PLAN_WIDTH = 110  # also where the output is no terminal, which counts as 80 wide: no name is cut short then
+PLAN_WIDTH = 120  # also where the output is no terminal, which counts as 80 wide: nothing is cut short then
 
 
 def parse(argv: Sequence[str] | None):

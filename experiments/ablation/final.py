@@ -1,4 +1,5 @@
-"""What else is measured of a finished network: its accuracy with other statistics in its batch norms.
+"""What else a record says of a finished network: its accuracy with other statistics in its batch norms, the digest of
+its variables, and the machine.
 
 In evaluation, a batch norm uses running averages from training. Where these do not fit, a network that has learned can
 fail in evaluation; such a run counts as collapsed. Two measurements on the test set tell the two apart:
@@ -10,6 +11,8 @@ fail in evaluation; such a run counts as collapsed. Two measurements on the test
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.probes.results import weights_digest
 from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
@@ -27,13 +31,15 @@ from pnn_jax.run.load import Run, load_run
 from pnn_jax.train_step import Variables
 
 RECALIBRATION_BATCHES = 50
+CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
 
 
-def measure_final(workdir: Path, dataset: Dataset) -> dict[str, float]:
-    """Measures the final network of the finished run in `workdir`, as fractions and nats.
+def measure_final(workdir: Path, dataset: Dataset) -> dict[str, Any]:
+    """Measures the final network of the finished run in `workdir`.
 
     Returns:
-        `train_mode_accuracy`, `train_mode_loss`, `recalibrated_accuracy`, `recalibrated_loss`, all on the test set.
+        `train_mode_accuracy`, `train_mode_loss`, `recalibrated_accuracy`, `recalibrated_loss`: on the test set, as
+        fractions and nats. `weights_sha256`: of all variables, masks too. `machine`: what may explain another rounding.
     """
     run = load_run(workdir)
     size = run.config.batch_size
@@ -47,6 +53,19 @@ def measure_final(workdir: Path, dataset: Dataset) -> dict[str, float]:
         'train_mode_loss': loss,
         'recalibrated_accuracy': evaluation.accuracy,
         'recalibrated_loss': evaluation.loss,
+        'weights_sha256': weights_digest(run.variables),
+        'machine': machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the cores that this process may use, and XLA's flags."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    models = [line.partition(':')[2].strip() for line in lines if line.startswith(('model name', 'CPU part'))]
+    return {
+        'processor': models[0] if models else platform.processor() or platform.machine(),
+        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
     }
 
 

@@ -64,7 +64,12 @@ class Record(NamedTuple):
 
     @property
     def code(self) -> str:
-        """Digest of the code that computed the run; `UNKNOWN_CODE` for records from before there was one."""
+        """Digest of the code that computed the run.
+
+        `UNKNOWN_CODE` for records from before there was one, and for runs that were resumed by other code.
+        """
+        if self.summary.get('other_code'):
+            return UNKNOWN_CODE
         return (self.summary.get('code') or {}).get('sha256') or UNKNOWN_CODE
 
     @property
@@ -95,7 +100,7 @@ def record_path(results: Path, run: str) -> Path:
     return results / f'{run}.json'
 
 
-def make_record(arm: str, seed: int, registration: str, config, workdir: Path, measured: Mapping[str, float]) -> Record:
+def make_record(arm: str, seed: int, registration: str, config, workdir: Path, measured: Mapping[str, Any]) -> Record:
     """The record of the finished run in `workdir`.
 
     Args:

@@ -50,6 +50,18 @@ def compiled_steps(target: str, num_steps: int) -> str | dict:
     return in_child('experiments.compile.layers', target, {'target': target, 'steps': num_steps}, 1800)
 
 
+def _arrays_on(target: str):
+    """A function that stands for arrays on the first chip of a target: (2, 3) -> float32 [2, 3], without values."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import SingleDeviceSharding
+
+    from experiments.compile.targets import open_devices
+
+    sharding = SingleDeviceSharding(open_devices(target)[0])
+    return lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
 def lower_layer(target: str, layer: Layer):
     """The layer, lowered for a target with the implementation that is chosen there.
 
@@ -57,18 +69,14 @@ def lower_layer(target: str, layer: Layer):
     program (`lower_steps`), so that the copy is no part of a layer's time.
     """
     import jax
-    import jax.numpy as jnp
     from jax.experimental.layout import Format, Layout
-    from jax.sharding import SingleDeviceSharding
 
-    from experiments.compile.targets import open_devices
     from pnn_jax.ops import perturb_combine
 
-    sharding = SingleDeviceSharding(open_devices(target)[0])
-    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    array = _arrays_on(target)
     shape = layer.batch, layer.size, layer.size, layer.channels
     x, mask_shape = array(*shape), (*shape[1:3], 1 if layer.share_masks else layer.channels, layer.num_masks)
-    masks, best = jax.ShapeDtypeStruct(mask_shape, jnp.float32), Format(Layout.AUTO, sharding)
+    masks, best = jax.ShapeDtypeStruct(mask_shape, x.dtype), Format(Layout.AUTO, x.sharding)
     weights, y_bar = array(layer.channels, layer.num_masks, layer.outputs), array(*shape, layer.outputs)
     operation = partial(perturb_combine, noise_level=0.5, activation=layer.activation)
 
@@ -85,13 +93,10 @@ def lower_steps(target: str, layer: Layer, num_steps: int):
     """A program that makes several steps of gradient descent on the layer's weights, lowered for a target."""
     import jax
     import jax.numpy as jnp
-    from jax.sharding import SingleDeviceSharding
 
-    from experiments.compile.targets import open_devices
     from pnn_jax.ops import perturb_combine
 
-    sharding = SingleDeviceSharding(open_devices(target)[0])
-    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    array = _arrays_on(target)
     shape = layer.size, layer.size, layer.channels
 
     def steps(weights, masks, batches):

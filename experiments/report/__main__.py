@@ -6,8 +6,9 @@ Reads `RESULTS/<grid>/<arm>_seed<k>.json`. Writes to `RESULTS/<grid>/report`: re
 (CSV), and report.html, which contains everything and works without a network. With --readme, what is between the two
 marker lines of that file is replaced by headline, plot and table.
 
-A report of part of a grid has to be asked for (--partial), and begins with what is missing. Likewise for records that
-were computed by different code (--allow_mixed_code).
+A report of part of a grid has to be asked for (--partial), and begins with what is missing. A registration has none
+before the runs of its primary comparisons are complete. Records that were computed by different code have to be asked
+for too (--allow_mixed_code).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ablation.registration import read_grid
+from experiments.ablation.runs import Run
 from experiments.command import Parser, exit_code, make_folder, replace_section, write_file
 from experiments.counting.outcomes import Outcomes, read_outcomes
 from experiments.probes.results import Probes, read_probes
@@ -121,14 +123,23 @@ def context_of(study: Study, found: list[Finding], probes: Probes | None, outcom
     }
 
 
+def _names(runs: Sequence[Run]) -> str:
+    return ', '.join(run.name for run in runs)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     grid = read_grid(args.grid)
     study = read_study(args.results, grid, allow_mixed_code=args.allow_mixed_code)
+    if study.blind:
+        raise InputError(
+            f'{args.results / grid.name}: {len(study.blind)} runs of the primary comparisons are missing; a '
+            f'registration has no report before: {_names(study.blind)}'
+        )
     if study.missing and not args.partial:
         raise InputError(
             f'{args.results / grid.name}: {len(study.missing)} runs are missing (--partial reports the others): '
-            f'{", ".join(study.missing)}'
+            f'{_names(study.missing)}'
         )
     folder = args.results / grid.name / 'report'
     probes_path = args.probes or folder / 'probes.json'

@@ -180,8 +180,8 @@ def accuracies(records: Iterable[Record]) -> list[float]:
 
 
 def findings(study: Study) -> list[Finding]:
-    """Every comparison of the grid of which all arms have records."""
-    grid, arms = study.grid, study.analysed
+    """Every comparison of the grid of which all arms have records; of a registration, all of their records."""
+    grid, arms = study.grid, study.compared
     collapsed = {name for name, records in arms.items() if any(is_collapsed(one, grid.collapse) for one in records)}
     judgements = judge_all(grid, {name: accuracies(records) for name, records in arms.items()}, collapsed)
     sensitivity = dict.fromkeys(range(len(judgements)))

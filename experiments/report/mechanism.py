@@ -27,6 +27,8 @@ def check_probes(study: Study, probes: Probes) -> None:
         if name not in records:
             raise InputError(f'--probes: {name} has no record in this report')
         record, trained = records[name], run.counts[0]
+        if run.weights != record.summary.get('weights_sha256', run.weights):
+            raise InputError(f'--probes: {name} was probed with other weights than its record names')
         if run.data != record.data_digest:
             raise InputError(f'--probes: {name} was probed on another data set than its record names')
         correct = record.summary['final_test_correct']

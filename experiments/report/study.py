@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.ablation.records import Record
 from experiments.ablation.registration import Collapse, Grid
 from experiments.ablation.results import read_results
-from experiments.ablation.runs import LookResult
+from experiments.ablation.runs import LookResult, Run
 from pnn_jax.errors import InputError
 
 
@@ -20,18 +20,30 @@ class Study:
     Attributes:
         grid: what was to be trained, and by which rules it is analysed.
         arms: name of an arm -> the records of its runs, in the order of the grid; only arms that have any.
-        missing: names of the runs that have no record.
+        missing: the runs that have no record.
         look: what the blinded look of the grid found.
     """
 
     grid: Grid
     arms: dict[str, list[Record]]
-    missing: Sequence[str] = ()
+    missing: Sequence[Run] = ()
     look: LookResult | None = None
 
     @property
     def records(self) -> list[Record]:
         return [record for records in self.arms.values() for record in records]
+
+    @property
+    def blind(self) -> list[Run]:
+        """The missing runs of the primary comparisons of a registration: nobody sees a result before they are done."""
+        primary = {arm for one in self.grid.comparisons if one.primary for arm in one.arms}
+        return [run for run in self.missing if self.grid.registration and run.arm.name in primary]
+
+    @property
+    def compared(self) -> dict[str, list[Record]]:
+        """The analysed arms that are compared with others: of a registration, those that are complete."""
+        incomplete = {run.arm.name for run in self.missing} if self.grid.registration else set()
+        return {name: records for name, records in self.analysed.items() if name not in incomplete}
 
     @property
     def analysed(self) -> dict[str, list[Record]]:
@@ -91,6 +103,6 @@ def read_study(results: Path, grid: Grid, *, allow_mixed_code: bool = False) -> 
     return Study(
         grid,
         {name: sorted(records, key=lambda record: record.seed) for name, records in arms.items() if records},
-        [run.name for run in found.missing],
+        found.missing,
         found.look,
     )

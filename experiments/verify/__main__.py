@@ -1,6 +1,6 @@
 """Do JAX and PyTorch compute the same numbers? One table for each network.
 
-python -m experiments.verify --golden ../shared/golden       numbers that the PyTorch repositories produced
+python -m experiments.verify --golden tests/data             numbers that the PyTorch repositories produced
 python -m experiments.verify --torch_repo DIR --config configs/no_noise.py --config.model.num_filters=8
                                                              your own clone of the audit or of the authors' answer
 python -m experiments.verify --peer [--num_cases N]          our independent PyTorch implementation, random networks

@@ -102,7 +102,7 @@ def _xla_conv(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
     )
 
 
-# Which function is faster was measured in float32, on one core of an AMD EPYC with AVX2, other work beside it. XLA's
+# Which function is faster was measured in float32, on one core of an AMD EPYC with AVX2, a shared machine. XLA's
 # convolution -> ours, in milliseconds a pass, batch 128 (last two lines: 16), stride 1 unless stated:
 #
 #                       y            gradient of x   gradient of the kernel

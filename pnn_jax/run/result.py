@@ -61,13 +61,16 @@ def evaluation_result(evaluation: Evaluation, class_names: tuple[str, ...]) -> d
     return result
 
 
-def run_result(evaluation: Evaluation, data: DataSummary, config, counts: dict[str, int], history: list[dict]) -> dict:
+def run_result(
+    evaluation: Evaluation, data: DataSummary, config, counts: dict[str, int], history: list[dict], code: list[str]
+) -> dict:
     """What result.json holds: the exact counts, and with what, on what and by which code they were computed.
 
     Args:
         evaluation: of the final network on the test set.
         counts: from `count_variables`.
         history: the lines of metrics.jsonl.
+        code: digests of all code that trained the run; the last one is that of this process.
     """
     split = evaluated_split(history[-1])
     best = max(history, key=lambda line: line[f'{split}_accuracy'])
@@ -88,6 +91,7 @@ def run_result(evaluation: Evaluation, data: DataSummary, config, counts: dict[s
         'device': describe_devices(),
         'seconds': sum(line['seconds'] for line in history),
         'code': provenance(),
+        'other_code': code[:-1],  # that trained the run before it was resumed by this one
         'versions': versions(),
         'command': ' '.join(sys.argv),
     }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pnn_jax.errors import InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.run.checkpoints import Checkpointer, tree_digest
+from pnn_jax.run.provenance import provenance
 from pnn_jax.run.result import evaluated_split
 from pnn_jax.run.workdir import Workdir, other_data
 from pnn_jax.train_step import TrainState, Variables
@@ -96,7 +97,8 @@ def resume(
         RunError: checkpoints or noise masks are damaged or lost.
     """
     state, fixed = trainer.init(config.seed, config.mask_seed)
-    digest = tree_digest(fixed)
+    digest, code = tree_digest(fixed), provenance()['sha256']
+    other_code: list[str] = []
     restored = checkpointer.restore(saved_part(state))
     if restored is None:
         if len(workdir.history) > 1:
@@ -112,11 +114,12 @@ def resume(
         digest = restored.meta['fixed_digest']
         fixed = checkpointer.load_masks(fixed, digest) if fixed else fixed
         state = state.replace(**restored.state)
+        other_code = [one for one in restored.meta.get('code', []) if one != code]
         # A checkpoint at the end of an epoch, but without an accuracy, was saved when the evaluation was stopped. The
         # epoch then does not count as finished: its evaluation is done again.
         stopped_in_evaluation = steps_into_epoch == 0 and restored.accuracy is None
         workdir.truncate(epochs - 1 if stopped_in_evaluation else epochs)
-    meta = {'fixed_digest': digest, 'data_digest': trainer.data.digest}
+    meta = {'fixed_digest': digest, 'data_digest': trainer.data.digest, 'code': [*other_code, code]}
     return state, fixed, Saver(workdir, checkpointer, fixed, meta, new=restored is None)
 
 
@@ -127,7 +130,8 @@ class Saver:
 
     Args:
         fixed: the fixed collections, saved once.
-        meta: saved with every checkpoint: digests of the fixed collections and of the data.
+        meta: saved with every checkpoint: digests of the fixed collections, of the data, and of all code that has
+            trained this run, the present one last.
         new: the run has no checkpoint yet.
     """
 
