@@ -14,7 +14,7 @@ from pnn_jax import accounting
 CODE = 'c' * 64
 # True accuracies in percent; every arm that is not named has that of the reference.
 ACCURACIES = {'no_noise': 88.9, 'flat_mask': 88.9, 'ramp_mask': 89.4, 'shift': 91.5, 'one_random_filter': 91.0}
-ACCURACIES |= {'one_mask': 89.5, 'conv3x3': 92.0, 'one_mask_uncropped': 89.9, 'no_noise_uncropped': 88.7}
+ACCURACIES |= {'one_mask': 89.5, 'conv3x3': 92.0, 'one_mask_cropped': 88.9, 'no_noise_cropped': 88.7}
 
 
 def simulated_record(grid: Grid, arm: str, run: int, accuracy: float, *, examples: int, epochs: int) -> Record:

@@ -32,7 +32,7 @@ def test_the_digest_is_that_of_the_bytes_of_the_file(tmp_path):
 def test_what_a_grid_says_is_read():
     grid = read_grid('fashion_mnist')
     sizes = {arm.name: arm.runs for arm in grid.arms}
-    assert (sizes['no_noise'], sizes['one_mask'], sizes['flat_mask'], sizes['conv3x3']) == (12, 12, 8, 6)
+    assert (sizes['no_noise'], sizes['one_mask'], sizes['flat_mask'], sizes['conv3x3']) == (12, 12, 6, 6)
     assert grid.changes['data.mean'] == [0.2190] and grid.changes['data.pad'] == 32
     assert grid.arm('level_2').changes == {'model.noise_level': 2.0}
     primary = [(item.first, item.second, item.kind, item.margin) for item in grid.comparisons if item.primary]
@@ -86,14 +86,20 @@ def test_a_rate_search_trains_the_networks_of_its_registration(name):
         (('margin = 1.0', 'margins = 1.0'), "'margins' is not one of question, first, second"),
         (("row = 'shift'", "row = 'shuft'"), "row = 'shuft' is not one of baseline"),
         (("row = 'shift'", "name = 'shift'"), "'row' is missing"),
-        (('runs = 8', 'runs = 8.5'), 'runs = 8.5: must be a whole number'),
-        (('runs = 8', 'runs = true'), 'runs = True: must be a whole number'),
-        (('runs = 8', 'runs = 0'), 'arm flat_mask: runs = 0 must be 1 or more'),
-        (('runs = 8', 'runs = 4'), 'arm flat_mask must not be exploratory, and needs 5 runs or more; it has 4'),
+        (("'flat_mask'\nruns = 6", "'flat_mask'\nruns = 8.5"), 'runs = 8.5: must be a whole number'),
+        (("'flat_mask'\nruns = 6", "'flat_mask'\nruns = true"), 'runs = True: must be a whole number'),
+        (("'flat_mask'\nruns = 6", "'flat_mask'\nruns = 0"), 'arm flat_mask: runs = 0 must be 1 or more'),
+        (
+            ("'flat_mask'\nruns = 6", "'flat_mask'\nruns = 4"),
+            'arm flat_mask must not be exploratory, and needs 5 runs or more; it has 4',
+        ),
         (("reference = 'no_noise'", "reference = 'none'"), "reference: 'none' is not one of"),
         (("match = 'no_noise'", "match = 'conv3x3'"), "match: 'conv3x3' is not one of no_noise, one_mask"),
         (("kind = 'non_inferiority'", "kind = 'better'"), "kind = 'better' is not one of difference"),
-        (("versus = ['one_mask', 'no_noise']\n", ''), 'versus = [] must be two arms for an interaction'),
+        (
+            ("versus = ['one_mask_cropped', 'no_noise_cropped']\n", ''),
+            'versus = [] must be two arms for an interaction',
+        ),
         (("learning_rate = 'search'", "learning_rate = 'high'"), "learning_rate = 'high' must be a number"),
         (("learning_rate = 'search'", 'learning_rate = -1'), 'learning_rate = -1.0 must be a number above 0'),
         (('after = 6', 'after = 13'), 'look: arm no_noise has 12 runs; it must be from after = 13 to runs = 16'),

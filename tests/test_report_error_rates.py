@@ -65,11 +65,11 @@ def test_without_any_effect_a_family_says_better_or_worse_in_five_percent_at_mos
 
 
 def test_the_registered_effect_is_found_as_often_as_stated():
-    """0.48 points with 80%, where the other primary hypothesis is clear; 0.54 where it is not."""
-    only = verdicts({'one_mask': 0.48}, is_primary)[:, 0]
+    """0.47 points with 80%, where the other primary hypothesis is clear; 0.52 where it is not."""
+    only = verdicts({'one_mask': 0.47}, is_primary)[:, 0]
     # Holm tests H1 at the full level, because parity with 3x3 convolutions is certain where these are no better.
-    assert (only == 'better').mean() == pytest.approx(0.82, abs=0.05)
-    hard = verdicts({'one_mask': 0.54, 'conv3x3': 3.0}, is_primary)[:, 0]
+    assert (only == 'better').mean() == pytest.approx(0.80, abs=0.05)
+    hard = verdicts({'one_mask': 0.52, 'conv3x3': 3.0}, is_primary)[:, 0]
     assert (hard == 'better').mean() == pytest.approx(0.80, abs=0.05)
 
 
@@ -90,4 +90,4 @@ def test_an_interaction_has_its_own_spread(nothing):
     """Four arms of few runs: found rarely where there is nothing, and often where it is large."""
     index = next(i for i, comparison in enumerate(GRID.comparisons) if comparison.kind == 'interaction')
     assert np.isin(nothing[:, index], ['better', 'worse']).mean() < 0.03
-    assert (verdicts({'one_mask_uncropped': 1.5})[:, index] == 'better').mean() > 0.9
+    assert (verdicts({'one_mask_cropped': -1.5})[:, index] == 'better').mean() > 0.9
