@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import simulated_study as simulation
 from simulated_study import simulated_probes, simulated_study
 
 from experiments.ablation.records import Record, read_record, record_path, settings
@@ -510,6 +511,24 @@ def test_the_evidence_on_masks_is_in_sentences(registered):
     )
     assert 'in 90% with masks and in 60% without (chance: 6%)' in section
     assert 'Against `flat_mask`, which has no position, a mask changes accuracy by +' in section
+
+
+@pytest.mark.parametrize(
+    ('tiles', 'ramp', 'words'),
+    [
+        (28, 89.4, 'a mask is a code of the position and nothing else'),  # 28 of 30 points: 93%
+        (28, 87.0, 'a mask is more than a code of the position'),
+        (12, 89.4, 'a mask is more than a code of the position'),  # 40%
+        (20, 89.4, 'it is open whether'),  # 67%
+    ],
+)
+def test_what_a_mask_is_follows_from_the_registered_rule(monkeypatch, tiles, ramp, words):
+    monkeypatch.setitem(simulation.LOSSES, 'tiles permuted', (tiles, 0))
+    monkeypatch.setitem(simulation.ACCURACIES, 'ramp_mask', ramp)
+    study = simulated_study()
+    (*_, last) = mechanism.evidence(study, simulated_probes(study), analysis.findings(study))
+    share = int(re.search(r'cost (\d+)% of', last).group(1))
+    assert f'**{words}' in last and share == pytest.approx(100 * tiles / 30, abs=1.5)
 
 
 def test_probes_of_other_networks_are_refused(study):

@@ -13,6 +13,8 @@ from experiments.report.tables import losses_of
 from pnn_jax.errors import InputError
 
 SAME_RUN = 0.001  # as a fraction of the images: rounding on another machine may change that many predictions
+# What permuted tiles cost, as a part of what other masks cost: the rule that grids/fashion_mnist.toml registers.
+POSITION_ALONE, MORE_THAN_POSITION = 0.8, 0.5
 MASK, NONE, FLAT, RAMP = 'one_mask', 'no_noise', 'flat_mask', 'ramp_mask'
 
 
@@ -43,11 +45,11 @@ def evidence(study: Study, probes: Probes, findings: list[Finding]) -> list[str]
     """Sentences on what masks are, from the probes of trained networks and from the arms with other kinds of masks."""
     if not probes.of_arm(MASK):
         return []
-    return [*_from_probes(study, probes), *_from_arms(findings)]
+    return [*_from_probes(study, probes), *_from_arms(findings), *_conclusion(study, probes, findings)]
 
 
 def _from_probes(study: Study, probes: Probes) -> Iterator[str]:
-    lost = lambda arm, change: float(np.mean(losses_of(study, probes, arm, change)['recalibrated']))
+    lost = lambda arm, change: _mean_loss(study, probes, arm, change)
     other, tiles = lost(MASK, 'other masks'), lost(MASK, 'tiles permuted')
     yield (
         f'With other masks, a trained `{MASK}` loses {other:.1f} points, batch norms recalibrated. So the weights '
@@ -66,6 +68,11 @@ def _from_probes(study: Study, probes: Probes) -> Iterator[str]:
             f'From the last map the tile is named correctly in {read[MASK]:.0f}% with masks and in {read[NONE]:.0f}% '
             f'without (chance: {chance:.0f}%). The difference is what masks tell about the position.'
         )
+
+
+def _mean_loss(study: Study, probes: Probes, arm: str, change: str) -> float:
+    """Points that a change costs with recalibrated batch norms, mean over the runs of an arm."""
+    return float(np.mean(losses_of(study, probes, arm, change)['recalibrated']))
 
 
 def _read_from_last_map(probes: Probes, arm: str) -> float:
@@ -89,3 +96,23 @@ def _from_arms(findings: list[Finding]) -> Iterator[str]:
                 f'Against `{kind}`, {meanings[kind]}, a mask changes accuracy by {signed(difference)} points '
                 f'({finding.judgement.verdict_text}).'
             )
+
+
+def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterator[str]:
+    """What a mask is by the registered rule, where the arms that it needs are there."""
+    against_ramp = [one for one in findings if (one.comparison.first, one.comparison.second) == (MASK, RAMP)]
+    other = _mean_loss(study, probes, MASK, 'other masks')
+    if not against_ramp or other <= 1:
+        return
+    share = _mean_loss(study, probes, MASK, 'tiles permuted') / other
+    better = against_ramp[0].judgement.verdict == 'better'
+    if share < MORE_THAN_POSITION or better:
+        what = 'a mask is more than a code of the position'
+    elif share >= POSITION_ALONE:
+        what = 'a mask is a code of the position and nothing else'
+    else:
+        what = 'it is open whether a mask is more than a code of the position'
+    yield (
+        f'By the registered rule (permuted tiles cost {100 * share:.0f}% of what other masks cost; against `{RAMP}`: '
+        f'{against_ramp[0].judgement.verdict_text}), **{what}**.'
+    )
