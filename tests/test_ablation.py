@@ -70,6 +70,13 @@ def test_order_is_seed_by_seed_with_late_arms_last():
     }
 
 
+def test_primary_arms_are_trained_first():
+    grid = registration.read_grid('fashion_mnist')
+    first = [run.arm.name for run in runs.runs_of(grid)][:30]
+    assert sorted(first) == ['conv3x3'] * 6 + ['no_noise'] * 12 + ['one_mask'] * 12
+    assert first[:3] == ['no_noise', 'one_mask', 'conv3x3']
+
+
 def test_shards_are_a_partition():
     planned = runs.runs_of(SMOKE)
     shards = [runs.choose_runs(SMOKE, planned, f'{index}/4', '') for index in range(4)]

@@ -65,7 +65,7 @@ def machine() -> dict[str, Any]:
     return {
         'processor': models[0] if models else platform.processor() or platform.machine(),
         'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'xla_flags': os.environ.get('XLA_FLAGS', ''),
+        'xla_flags': [flag for flag in os.environ.get('XLA_FLAGS', '').split() if '/' not in flag],  # no folders
     }
 
 

@@ -7,7 +7,8 @@ The rates go into the grid that names this one in `rates_from`, by hand, and are
 `--check=fashion_mnist` compares: it fails where a rate of that grid is not the one that was chosen.
 
 The rule: of the runs of an arm, the one with the highest validation accuracy after its last epoch; of equal ones the
-smaller rate. A run that collapsed has a low accuracy and is not treated apart.
+smaller rate. A run that collapsed has a low accuracy and is not treated apart. Where the chosen rate is the smallest or
+the largest that was tried, the search is not finished: add the next one to the grid, and train again.
 """
 
 from __future__ import annotations
@@ -71,12 +72,17 @@ def check_rates(grid: Grid, choices: dict[str, Choice]) -> None:
     """Compares the rates of a grid with those that its search chose, by the row of each arm.
 
     Raises:
-        InputError: names the first arm whose rate is another one, or was not searched.
+        InputError: names the first arm whose rate is another one, at the edge of the search, or was not searched.
     """
     for arm in grid.arms:
         choice = choices.get(arm.name) or choices.get(arm.row)
         if choice is None:
             raise InputError(f'{grid.name}: arm {arm.name}: neither it nor its row {arm.row} was searched')
+        if choice.at_the_edge:
+            raise InputError(
+                f'{grid.name}: arm {arm.name}: {choice.rate:g} is the smallest or largest rate that was tried; add one '
+                'beyond it to the search'
+            )
         if arm.learning_rate != choice.rate:
             raise InputError(
                 f'{grid.name}: arm {arm.name}: learning_rate = {arm.learning_rate}, but {choice.rate:g} was chosen'

@@ -25,7 +25,8 @@ from experiments.command import Parser, exit_code
 from pnn_jax.errors import InputError, RunError
 
 TIMINGS = ('seconds', 'images_per_second')
-CIRCUMSTANCES = ('code', 'device', 'versions', 'machine')  # of a run; they may explain a difference, and are none
+# Of a run; they may explain a difference, and are none.
+CIRCUMSTANCES = ('code', 'other_code', 'device', 'versions', 'machine')
 
 
 def differing(before: Record, after: Record) -> list[str]:

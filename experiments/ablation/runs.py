@@ -57,14 +57,18 @@ def take_look(grid: Grid, records: Mapping[str, Record]) -> LookResult | None:
 
 
 def runs_of(grid: Grid, look: LookResult | None = None) -> list[Run]:
-    """All runs in the order in which they are trained: the first of every arm first, late arms last.
+    """All runs in the order in which they are trained.
+
+    Arms of primary comparisons come first, late arms last; among these, the first run of every arm, then the second.
 
     Args:
         look: from `take_look`; adds the runs that it asks for, at the end.
     """
     of_arm = {arm.name: _runs_of_arm(grid, arm, arm.runs) for arm in grid.arms}
+    primary = {name for comparison in grid.comparisons if comparison.primary for name in comparison.arms}
     planned = sorted(
-        (run for runs in of_arm.values() for run in runs), key=lambda run: (run.arm.late, run.seed - grid.seed)
+        (run for runs in of_arm.values() for run in runs),
+        key=lambda run: (run.arm.late, run.arm.name not in primary, run.seed - grid.seed),
     )
     if look and look.runs:
         arms = map(grid.arm, grid.look.arms)

@@ -126,8 +126,8 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
     from experiments.verify.torch_twin import build_twin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    # On GPUs XLA multiplies float32 matrices in TF32 unless it is told otherwise. torch does so in convolutions alone.
-    torch.set_float32_matmul_precision('high')
+    if device.type == 'cuda':  # there XLA multiplies float32 matrices in TF32; torch does so in convolutions alone
+        torch.set_float32_matmul_precision('high')
     config = case.config()
     network = build_twin(config.model, NUM_CLASSES, IMAGE_SIZE, 3).to(device)
     run = torch.compile(network) if compiled else network

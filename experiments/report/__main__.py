@@ -131,10 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     grid = read_grid(args.grid)
     study = read_study(args.results, grid, allow_mixed_code=args.allow_mixed_code)
-    if study.blind:
+    if study.missing_primary:
         raise InputError(
-            f'{args.results / grid.name}: {len(study.blind)} runs of the primary comparisons are missing; a '
-            f'registration has no report before: {_names(study.blind)}'
+            f'{args.results / grid.name}: {len(study.missing_primary)} runs of the primary comparisons are missing; a '
+            f'registration has no report before: {_names(study.missing_primary)}'
         )
     if study.missing and not args.partial:
         raise InputError(

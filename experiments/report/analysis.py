@@ -79,7 +79,7 @@ def judge_all(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collect
         spread = _spread(arms) if own else pooled
         differences.append(stats.contrast(arms, WEIGHTS[comparison.kind], spread=spread))
     tests = [_tests(*pair) for pair in zip(found, differences, strict=True)]
-    adjusted = _adjusted([one.family for one in found], tests)
+    adjusted = _adjusted(grid, [one.family for one in found], tests)
     return [
         Judgement(comparison, difference, *p_values, _verdict(comparison, difference, *p_values, grid, values))
         for comparison, difference, p_values in zip(found, differences, adjusted, strict=True)
@@ -103,14 +103,17 @@ def _tests(comparison: Comparison, difference: stats.Difference) -> tuple[float,
     return difference.p_value(), difference.equivalence_p_value(comparison.margin)
 
 
-def _adjusted(families: Sequence[str], tests: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Holm's adjustment of both kinds of p-values, family by family."""
+def _adjusted(grid: Grid, families: Sequence[str], tests: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Holm's adjustment of both kinds of p-values, family by family. Tests that are still to come count as members."""
     adjusted = [(1.0, 1.0)] * len(tests)
     for family in dict.fromkeys(families):
         members = [index for index, name in enumerate(families) if name == family]
-        both = (stats.holm(p_values) for p_values in zip(*(tests[index] for index in members), strict=True))
-        for index, p_value, margin_p_value in zip(members, *both, strict=True):
-            adjusted[index] = p_value, margin_p_value
+        to_come = [1.0] * (sum(one.family == family for one in grid.comparisons) - len(members))
+        p_values, margin_p_values = (
+            stats.holm([*(tests[index][kind] for index in members), *to_come]) for kind in (0, 1)
+        )
+        for place, index in enumerate(members):
+            adjusted[index] = p_values[place], margin_p_values[place]
     return adjusted
 
 

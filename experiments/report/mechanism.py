@@ -99,14 +99,17 @@ def _from_arms(findings: list[Finding]) -> Iterator[str]:
 
 
 def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterator[str]:
-    """What a mask is by the registered rule, where the arms that it needs are there."""
-    against_ramp = [one for one in findings if (one.comparison.first, one.comparison.second) == (MASK, RAMP)]
-    other = _mean_loss(study, probes, MASK, 'other masks')
-    if not against_ramp or other <= 1:
+    """What a mask is by the registered rule, where all that it needs is there."""
+    verdicts = {one.comparison.arms: one.judgement for one in findings}
+    against_ramp = verdicts.get((MASK, RAMP))
+    all_probed = len(probes.of_arm(MASK)) == len(study.arms[MASK])
+    if not study.grid.registration or against_ramp is None or against_ramp.verdict is None or not all_probed:
         return
-    share = _mean_loss(study, probes, MASK, 'tiles permuted') / other
-    better = against_ramp[0].judgement.verdict == 'better'
-    if share < MORE_THAN_POSITION or better:
+    other, tiles = (_mean_loss(study, probes, MASK, change) for change in ('other masks', 'tiles permuted'))
+    share = tiles / other
+    if other < 1:
+        what = 'it is open what a mask is: other masks cost less than one point'
+    elif share < MORE_THAN_POSITION or against_ramp.verdict == 'better':
         what = 'a mask is more than a code of the position'
     elif share >= POSITION_ALONE:
         what = 'a mask is a code of the position and nothing else'
@@ -114,5 +117,5 @@ def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterat
         what = 'it is open whether a mask is more than a code of the position'
     yield (
         f'By the registered rule (permuted tiles cost {100 * share:.0f}% of what other masks cost; against `{RAMP}`: '
-        f'{against_ramp[0].judgement.verdict_text}), **{what}**.'
+        f'{against_ramp.verdict_text}), **{what}**.'
     )

@@ -34,7 +34,7 @@ class Study:
         return [record for records in self.arms.values() for record in records]
 
     @property
-    def blind(self) -> list[Run]:
+    def missing_primary(self) -> list[Run]:
         """The missing runs of the primary comparisons of a registration: nobody sees a result before they are done."""
         primary = {arm for one in self.grid.comparisons if one.primary for arm in one.arms}
         return [run for run in self.missing if self.grid.registration and run.arm.name in primary]

@@ -114,7 +114,7 @@ def resume(
         digest = restored.meta['fixed_digest']
         fixed = checkpointer.load_masks(fixed, digest) if fixed else fixed
         state = state.replace(**restored.state)
-        other_code = [one for one in restored.meta.get('code', []) if one != code]
+        other_code = [one for one in restored.meta.get('code', ['unknown']) if one != code]
         # A checkpoint at the end of an epoch, but without an accuracy, was saved when the evaluation was stopped. The
         # epoch then does not count as finished: its evaluation is done again.
         stopped_in_evaluation = steps_into_epoch == 0 and restored.accuracy is None
