@@ -141,6 +141,15 @@ def test_an_interaction_is_a_difference_of_differences():
     assert finding.bootstrap[0] < 8 < finding.bootstrap[1]
 
 
+def test_an_unfinished_family_is_adjusted_as_if_it_were_complete():
+    comparisons = [Comparison('?', name, 'a', 1.0, 'masks') for name in ('b', 'c', 'd')]
+    study = study_of(comparisons, a=[50, 51, 52, 50, 51], b=[51, 52, 53, 51, 53], c=[52] * 5, d=[53] * 5)
+    values = {name: analysis.accuracies(arm) for name, arm in study.arms.items()}
+    (alone,) = analysis.judge_all(study.grid, {name: values[name] for name in 'ab'})
+    assert alone.p_value == pytest.approx(3 * alone.difference.p_value())
+    assert alone.margin_p_value == min(1, 3 * alone.difference.equivalence_p_value(1.0))
+
+
 def test_intervals_stay_within_what_can_be():
     assert finding_of([99], [1]).interval == (-100, 100)  # one run each: nothing is known
     assert finding_of([99, 20], [1, 80]).interval == (-100, 100)
@@ -511,6 +520,19 @@ def test_the_evidence_on_masks_is_in_sentences(registered):
     )
     assert 'in 90% with masks and in 60% without (chance: 6%)' in section
     assert 'Against `flat_mask`, which has no position, a mask changes accuracy by +' in section
+
+
+def test_what_a_mask_is_stays_open_where_masks_hardly_matter(monkeypatch):
+    monkeypatch.setitem(simulation.LOSSES, 'other masks', (0, None))
+    study = simulated_study()
+    (*_, last) = mechanism.evidence(study, simulated_probes(study), analysis.findings(study))
+    assert '**it is open what a mask is**' in last
+
+
+def test_what_a_mask_is_needs_the_probes_of_all_runs(study):
+    probes = simulated_probes(study)
+    del probes.runs['one_mask_seed3']
+    assert not any('registered rule' in one for one in mechanism.evidence(study, probes, analysis.findings(study)))
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.probes.results import weights_digest
 from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
 from pnn_jax.evaluate import evaluate_exactly
 from pnn_jax.metrics import Metrics, example_metrics
+from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.train_step import Variables
 
@@ -53,7 +53,7 @@ def measure_final(workdir: Path, dataset: Dataset) -> dict[str, Any]:
         'train_mode_loss': loss,
         'recalibrated_accuracy': evaluation.accuracy,
         'recalibrated_loss': evaluation.loss,
-        'weights_sha256': weights_digest(run.variables),
+        'weights_sha256': tree_digest(run.variables),
         'machine': machine(),
     }
 

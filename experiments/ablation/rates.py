@@ -8,7 +8,7 @@ The rates go into the grid that names this one in `rates_from`, by hand, and are
 
 The rule: of the runs of an arm, the one with the highest validation accuracy after its last epoch; of equal ones the
 smaller rate. A run that collapsed has a low accuracy and is not treated apart. Where the chosen rate is the smallest or
-the largest that was tried, the search is not finished: add the next one to the grid, and train again.
+the largest that was tried, the search is not finished: add the next rate to the grid, and train again.
 """
 
 from __future__ import annotations

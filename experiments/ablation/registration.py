@@ -214,6 +214,11 @@ class Grid:
         return self.registration or any(arm.searched for arm in self.arms)
 
     @property
+    def primary_arms(self) -> set[str]:
+        """Names of the arms of the primary comparisons."""
+        return {name for comparison in self.comparisons if comparison.primary for name in comparison.arms}
+
+    @property
     def pooled_arms(self) -> list[str]:
         """Names of the arms whose spread is pooled."""
         return [arm.name for arm in self.arms if not arm.exploratory]

@@ -65,7 +65,7 @@ def runs_of(grid: Grid, look: LookResult | None = None) -> list[Run]:
         look: from `take_look`; adds the runs that it asks for, at the end.
     """
     of_arm = {arm.name: _runs_of_arm(grid, arm, arm.runs) for arm in grid.arms}
-    primary = {name for comparison in grid.comparisons if comparison.primary for name in comparison.arms}
+    primary = grid.primary_arms
     planned = sorted(
         (run for runs in of_arm.values() for run in runs),
         key=lambda run: (run.arm.late, run.arm.name not in primary, run.seed - grid.seed),

@@ -31,11 +31,12 @@ from experiments.command import Parser, exit_code, whole_number
 from experiments.probes.changes import all_changes
 from experiments.probes.network import ProbedNetwork
 from experiments.probes.position import ReadOut, read_out, sampled
-from experiments.probes.results import BATCH_NORMS, Count, ProbedRun, Probes, read_probes, table_of, weights_digest
+from experiments.probes.results import BATCH_NORMS, Count, ProbedRun, Probes, read_probes, table_of
 from pnn_jax.data import Dataset
 from pnn_jax.data.dataset import Split
 from pnn_jax.errors import InputError, one_line, os_reason
 from pnn_jax.models.variables import init_variables
+from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.run.provenance import provenance
 from pnn_jax.train_step import Variables
@@ -123,7 +124,7 @@ def probe_run(run: Run, network: ProbedNetwork, dataset: Dataset, args) -> Probe
             result = network.count(variables, change.positions, test, args.batch_size)
             counts.append(Count(change.name, change.draw, batch_norm, result.num_correct, result.count))
     position = probe_positions(network, run.variables, dataset, args)
-    return ProbedRun(dataset.digest, weights_digest(run.variables), counts, position)
+    return ProbedRun(dataset.digest, tree_digest(run.variables), counts, position)
 
 
 def kept_runs(path: Path, probes: Probes) -> dict[str, ProbedRun]:
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = None
     for workdir in args.run_dir:
         run = load_run(workdir)
-        if (kept := probes.runs.get(workdir.name)) and kept.weights == weights_digest(run.variables):
+        if (kept := probes.runs.get(workdir.name)) and kept.weights == tree_digest(run.variables):
             console.print(f'{workdir.name}: probed before')
             continue
         dataset = load_dataset_of(run, dataset)

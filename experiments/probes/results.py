@@ -9,20 +9,17 @@ The lists are the fields of `Count` and of `ReadOut`, in their order.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.table import Table
 
 from experiments.command import write_file
 from experiments.probes.position import ReadOut
 from pnn_jax.errors import InputError, one_line, os_reason
-from pnn_jax.train_step import Variables
 
 BATCH_NORMS = ('stored', 'recalibrated')
 TRAINED = 'as trained'  # the name of the unchanged network
@@ -128,15 +125,6 @@ def read_probes(path: Path) -> Probes:
         raise InputError(f'{path}: cannot be read ({os_reason(error)})') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{path}: cut short or not a file of probes ({one_line(error)})') from None
-
-
-def weights_digest(variables: Variables) -> str:
-    """sha256 (hex) over the names and values of all variables."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f'{jax.tree_util.keystr(path)}{array.dtype}{array.shape}'.encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def table_of(runs: dict[str, ProbedRun]) -> Table:

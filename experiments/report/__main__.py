@@ -7,8 +7,8 @@ Reads `RESULTS/<grid>/<arm>_seed<k>.json`. Writes to `RESULTS/<grid>/report`: re
 marker lines of that file is replaced by headline, plot and table.
 
 A report of part of a grid has to be asked for (--partial), and begins with what is missing. A registration has none
-before the runs of its primary comparisons are complete. Records that were computed by different code have to be asked
-for too (--allow_mixed_code).
+before the runs of its primary comparisons are complete. Records that different code computed are refused, unless
+--allow_mixed_code says that they may be mixed.
 """
 
 from __future__ import annotations

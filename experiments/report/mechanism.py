@@ -106,10 +106,11 @@ def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterat
     if not study.grid.registration or against_ramp is None or against_ramp.verdict is None or not all_probed:
         return
     other, tiles = (_mean_loss(study, probes, MASK, change) for change in ('other masks', 'tiles permuted'))
-    share = tiles / other
     if other < 1:
-        what = 'it is open what a mask is: other masks cost less than one point'
-    elif share < MORE_THAN_POSITION or against_ramp.verdict == 'better':
+        yield f'By the registered rule **it is open what a mask is**: other masks cost only {other:.1f} points.'
+        return
+    share = tiles / other
+    if share < MORE_THAN_POSITION or against_ramp.verdict == 'better':
         what = 'a mask is more than a code of the position'
     elif share >= POSITION_ALONE:
         what = 'a mask is a code of the position and nothing else'

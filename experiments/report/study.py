@@ -36,8 +36,8 @@ class Study:
     @property
     def missing_primary(self) -> list[Run]:
         """The missing runs of the primary comparisons of a registration: nobody sees a result before they are done."""
-        primary = {arm for one in self.grid.comparisons if one.primary for arm in one.arms}
-        return [run for run in self.missing if self.grid.registration and run.arm.name in primary]
+        primary = self.grid.primary_arms if self.grid.registration else set()
+        return [run for run in self.missing if run.arm.name in primary]
 
     @property
     def compared(self) -> dict[str, list[Record]]:
