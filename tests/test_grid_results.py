@@ -350,9 +350,7 @@ def test_the_command_prints_the_choice_and_checks_a_grid(search, tmp_path, capsy
 def test_a_rate_at_the_edge_of_the_search_is_refused(study):
     grid, _ = study
     choices = {arm.row: rates.Choice(0.1, {0.05: 0.6, 0.1: 0.7}) for arm in grid.arms}
-    with pytest.raises(
-        InputError, match=r'arm \w+: 0.1 is the smallest or largest rate that was tried'
-    ):
+    with pytest.raises(InputError, match=r'arm \w+: 0.1 is the smallest or largest rate that was tried'):
         rates.check_rates(grid, choices)
 
 
