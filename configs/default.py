@@ -40,7 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.activation = 'relu'  # 'relu', 'lrelu', 'prelu', 'rrelu', 'elu', 'selu', 'tanh' or 'sigmoid'
     model.pooling = 'max'  # 'max' or 'avg'
     model.dropout_rate = 0.5  # lenet and cifarnet only
-    model.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; parameters are always float32
+    # Of activations: 'float32' or 'bfloat16'. Parameters are always float32. What accelerators do in products, and how
+    # to change that: docs/devices.md.
+    model.dtype = 'float32'
 
     config.data = data = ml_collections.ConfigDict()
     data.source = (
@@ -56,8 +58,9 @@ def get_config() -> ml_collections.ConfigDict:
     # set is read once, after the last epoch. 0: no such subset; every epoch is evaluated on the test set.
     data.validation_examples = 0
     data.cache_dir = ''  # decoded image folders; '' is ~/.cache/pnn_jax
-    # 'crop_flip' (black pad 4, random crop, mirrored half of the time), 'flip' (mirrored only), 'none'; streams:
-    data.augment = 'crop_flip'  # 'resized_crop_flip' too
+    # 'crop_flip' (black pad 4, random crop, mirrored half of the time), 'flip' (mirrored only) or 'none'; sources that
+    # are streamed also have 'resized_crop_flip'
+    data.augment = 'crop_flip'
     data.mean = CIFAR_MEAN  # per channel, of pixels in [0, 1]
     data.std = CIFAR_STD
 
@@ -83,7 +86,9 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.keep = 0  # older checkpoints to keep, besides the latest and the best
 
     config.log = log = ml_collections.ConfigDict()
-    log.every_steps = 50  # how often the progress line is updated; every update waits for the device
+    # How often the progress line is updated. Every update waits for the device. Only there, and at checkpoints, a run
+    # notices a loss that is not finite, and one on several hosts a request to stop.
+    log.every_steps = 50
     log.tensorboard = True  # write TensorBoard events
     log.plots = True  # plots of masks, confusion matrix and mistakes at the end of the run
     log.wandb = False  # report to Weights & Biases; needs the extra wandb

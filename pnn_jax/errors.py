@@ -13,6 +13,10 @@ class RunError(RuntimeError):
     """A run failed although its input was valid (loss not finite, damaged checkpoint, full disk). Exit code 1."""
 
 
+class DivergedError(RunError):
+    """The loss, parameters or batch statistics of a run are not finite."""
+
+
 class StoppedEarly(Exception):
     """A run saved its state and stopped (signal or time budget); the same command resumes it. Exit code 75."""
 

@@ -80,7 +80,9 @@ def _fetched(results: Iterable) -> Iterator:
 
 
 def checked_logits(logits: Any, num_images: int) -> Any:
-    """Returns `logits`, if it is one array [num_images, classes]. Others may broadcast, and be counted wrongly.
+    """Returns `logits`, if it is one array [num_images, classes].
+
+    An array of another shape could broadcast against the labels and give wrong counts.
 
     Raises:
         InputError: says what `predict` returned instead.

@@ -1,12 +1,14 @@
 """Exact evaluation of a run's checkpoint, on its own data or on any other: `--mode=eval`."""
 
 import os
+from collections.abc import Callable
 
 import jax
 
 from pnn_jax.data import Dataset
 from pnn_jax.data.streams import Stream
 from pnn_jax.errors import InputError
+from pnn_jax.hosts import replicate
 from pnn_jax.run.console import say
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.run.result import evaluation_result
@@ -17,7 +19,12 @@ from pnn_jax.validate import check_platform, validate_config
 
 
 def evaluate_checkpoint(
-    config, workdir: str | os.PathLike, *, which: str = 'latest', dataset: Dataset | Stream | None = None
+    config,
+    workdir: str | os.PathLike,
+    *,
+    which: str = 'latest',
+    dataset: Dataset | Stream | None = None,
+    should_stop: Callable[[], str] = lambda: '',
 ) -> dict:
     """Evaluates the `latest` or `best` checkpoint of the run in `workdir`; writes nothing.
 
@@ -26,6 +33,7 @@ def evaluate_checkpoint(
         workdir: of one seed.
         which: 'latest' or 'best'.
         dataset: already loaded data, otherwise what `config.data` says.
+        should_stop: called before every batch; returns the reason to stop, or '' to continue.
 
     Returns:
         As `evaluation_result`, with the checkpoint's step.
@@ -34,6 +42,7 @@ def evaluate_checkpoint(
         InputError: there is no checkpoint, it is of another network, or the data have another number of classes or
             images of another size.
         RunError: the checkpoint is damaged.
+        StoppedEarly: `should_stop` returned a reason.
     """
     validate_config(config)
     check_platform(config.platform)
@@ -48,7 +57,7 @@ def evaluate_checkpoint(
     trainer = Trainer.create(config, dataset)
     check_same_shapes(run, trainer)
     say(f'evaluating the {which} checkpoint, of step {run.step}, on {trainer.feed.num_examples["test"]:,} images')
-    evaluation = trainer.evaluate(run.variables)
+    evaluation = trainer.evaluate(replicate(run.variables, trainer.replicated), should_stop)
     return evaluation_result(evaluation, trainer.data.class_names) | {'step': run.step}
 
 

@@ -1,4 +1,4 @@
-"""Several processes that act as one: joining, data for all their devices, what process 0 alone knows, leaving.
+"""Several processes that act as one: joining, replicating arrays, broadcasting from process 0, leaving.
 
 A process that dies takes the others with it: those in a collective operation usually notice at once, all within
 `LOST_HOST_SECONDS` plus the time that the system takes to tell them. Their checkpoints stay.
@@ -93,7 +93,7 @@ def agreed(reason: str) -> str:
 
 def _broadcast(data: bytes) -> bytes:
     """The bytes of process 0. As bytes, because a broadcast is a sum, in which floats lose the sign of -0."""
-    megabytes, rest = broadcast_one_to_all(np.asarray(divmod(len(data), 2**20), np.int32))
+    megabytes, rest = broadcast_one_to_all(np.asarray(divmod(len(data), 2**20), np.int32)).tolist()
     is_source = jax.process_index() == 0
     buffer = np.frombuffer(data, np.uint8) if is_source else np.zeros(megabytes * 2**20 + rest, np.uint8)
     return broadcast_one_to_all(buffer).tobytes()

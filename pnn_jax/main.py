@@ -9,7 +9,7 @@ pnn-train --mode=eval --workdir=runs/noise_masks counts exactly what a finished 
 the run, unless --config names another one, with other data for example.
 
 Exit codes: 0 done; 1 the run failed (one line says why); 2 wrong usage, config or input; 75 stopped early on request
-(SIGTERM, SIGINT or --time_budget) with its state saved: the same command resumes the run.
+(SIGTERM, SIGINT or --time_budget) with its state saved: the same command resumes the run. --mode=eval saves nothing.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ with imports_of_command('pnn-train'):
     from pnn_jax.config_flag import config_name, define_config_flag, parse_error, shipped_configs
     from pnn_jax.runtime import (
         CPU_XLA_FLAGS,
+        RESUMES,
         STOPPED_EARLY,
         protect_standard_streams,
         quieten_logs,
@@ -45,7 +46,9 @@ LOCK = flags.DEFINE_bool(
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'Train (or resume), or evaluate a checkpoint exactly.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'latest', ['latest', 'best'], 'Which checkpoint --mode=eval evaluates.')
 TIME_BUDGET = flags.DEFINE_float(
-    'time_budget', None, 'Seconds after which the run saves its state and exits with 75; the same command resumes it.'
+    'time_budget',
+    None,
+    'Seconds after which a run saves its state and exits with 75; the same command resumes it. --mode=eval just exits.',
 )
 COMPILATION_CACHE = flags.DEFINE_string(
     'compilation_cache',
@@ -117,8 +120,8 @@ def start_jax() -> None:
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turns what a run raises into one line and an exit code."""
+def exit_codes(again: str) -> Iterator[None]:
+    """Turns what a run raises into one line and an exit code. `again` says what the same command would do."""
     import jax
 
     from pnn_jax import hosts
@@ -133,13 +136,14 @@ def exit_codes() -> Iterator[None]:
         fail(f'{f"{error.filename}: " if error.filename else ""}{os_reason(error)}', 1, hosts.leave)
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' in str(error):
-            fail(f'out of memory; a smaller config.batch_size needs less ({one_line(error, 200)})', 1, hosts.leave)
+            advice = 'a smaller config.batch_size or config.eval_batch_size needs less'
+            fail(f'out of memory; {advice} ({one_line(error, 200)})', 1, hosts.leave)
         if jax.process_count() == 1 or 'INTERNAL' in str(error):
             raise
-        message = 'another host stopped or cannot be reached; the same command on every host resumes the run'
+        message = f'another host stopped or cannot be reached; on every host, {again}'
         fail(f'{message} ({one_line(error, 200)})', 1, hosts.leave)
     except StoppedEarly as reason:
-        print(f'stopped: {reason}; the same command resumes the run', file=sys.stderr)
+        print(f'stopped: {reason}; {again}', file=sys.stderr)
         sys.exit(STOPPED_EARLY)
 
 
@@ -155,7 +159,8 @@ def note_ineffective_overrides(config) -> None:
 def main(argv: list[str]) -> None:
     """Trains or evaluates as the flags say, and prints the result."""
     del argv
-    should_stop = stop_conditions(TIME_BUDGET.value)
+    again = RESUMES if MODE.value == 'train' else 'the same command begins again'
+    should_stop = stop_conditions(TIME_BUDGET.value, again)
     os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)
     config = CONFIG.value
     name = config_name() if config is not None else WORKDIR.value or ''
@@ -170,11 +175,11 @@ def main(argv: list[str]) -> None:
     from pnn_jax.validate import validate_config
 
     quieten_logs()
-    with exit_codes():
+    with exit_codes(again):
         start_jax()
         if MODE.value == 'eval':
             config = read_run_config(workdir) if config is None else config
-            result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value)
+            result = evaluate_checkpoint(config, workdir, which=CHECKPOINT.value, should_stop=should_stop)
             say(describe_classes(result))
             say(f'{CHECKPOINT.value} checkpoint, step {result["step"]}: {describe(result)}')
             return

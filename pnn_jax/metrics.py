@@ -72,9 +72,9 @@ class ExampleMetrics:
 
 
 def example_metrics(logits: jax.Array, labels: jax.Array, batch_mask: jax.Array) -> ExampleMetrics:
-    """Compares logits with labels, example by example, in the precision of the logits.
+    """Compares logits with labels, example by example, in float32 or wider.
 
-    A label that is no class of the logits counts as wrong. It adds no loss, but counts in the mean.
+    A label outside 0..classes-1 counts as wrong; it adds 0 to the loss but 1 to the count.
 
     Args:
         logits: [b, classes].

@@ -76,7 +76,7 @@ def milestones(config, base: float, steps_per_epoch: int, total_steps: int, warm
 def cosine(config, base: float, steps_per_epoch: int, total_steps: int, warmup_steps: int) -> Schedule:
     """Half a cosine from `base` after the warm-up to 0 at the end of the run (arXiv 1608.03983, without restarts)."""
     del config, steps_per_epoch
-    decay = optax.cosine_decay_schedule(base, total_steps - warmup_steps)
+    decay = optax.cosine_decay_schedule(base, max(1, total_steps - warmup_steps))  # a warm-up may be the whole run
     return lambda step: decay(step - warmup_steps)
 
 

@@ -21,6 +21,8 @@ MAX_BYTES = 2**30
 # Harmless: jax then goes on with the program that it compiled.
 CACHE_WARNING = 'Error (reading|writing) persistent compilation cache entry'
 
+_FIRST_BYTES = {b'\x78', b'\x28'}  # of zlib and of zstd; jax uses the second where it is installed
+
 _CHECKED = 'checked'  # a file whose time is that of the last `remove_damaged`
 
 _CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
@@ -73,7 +75,10 @@ def remove_damaged(programs: Path) -> None:
     JAX does not write over a program that it cannot read: without this, it would be compiled in every process. Programs
     that an earlier call found whole are not read again.
     """
-    from jax._src.compilation_cache import decompress_executable  # jax has no public name for it
+    # jax has no public names for these
+    from jax._src.compilation_cache import compress_executable, decompress_executable
+
+    other_formats = _FIRST_BYTES - {compress_executable(b'')[:1]}
 
     checked = programs / _CHECKED
     with contextlib.suppress(OSError):  # another process removes them at the same time; the folder cannot be written
@@ -82,8 +87,11 @@ def remove_damaged(programs: Path) -> None:
         for file in programs.glob('*-cache'):
             if file.stat().st_mtime < since:
                 continue
+            content = file.read_bytes()
+            if content[:1] in other_formats:  # whole perhaps, for an environment with another library
+                continue
             try:
-                decompress_executable(file.read_bytes())
+                decompress_executable(content)
             except Exception:  # noqa: BLE001  (zlib's or zstd's error, whichever jax uses)
                 file.unlink(missing_ok=True)
 

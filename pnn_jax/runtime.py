@@ -16,7 +16,8 @@ from absl import logging as absl_logging
 # Measured on AVX-512 machines: halves the time of the gradients of einsums, changes nothing else.
 CPU_XLA_FLAGS = '--xla_cpu_prefer_vector_width=512'
 
-STOPPED_EARLY = 75  # exit code EX_TEMPFAIL: the same command resumes the run
+STOPPED_EARLY = 75  # exit code EX_TEMPFAIL
+RESUMES = 'the same command resumes the run'
 
 # malloc asks for huge pages where the system leaves it to programs ('madvise', the default of most distributions).
 # XLA allocates the temporary arrays of every step again; with pages of 4 KiB the system then clears and maps tens of
@@ -138,7 +139,7 @@ def protect_standard_streams() -> None:
     sys.stdout, sys.stderr = SafeStream(sys.stdout, owned=True), SafeStream(sys.stderr, owned=True)
 
 
-def stop_conditions(time_budget: float | None) -> Callable[[], str]:
+def stop_conditions(time_budget: float | None, again: str = RESUMES) -> Callable[[], str]:
     """Installs handlers of SIGTERM and SIGINT; returns a function that gives the reason to stop, or ''.
 
     Once that function has been called, the first signal asks to save and stop, and a second one ends the process at
@@ -146,6 +147,7 @@ def stop_conditions(time_budget: float | None) -> Callable[[], str]:
 
     Args:
         time_budget: seconds from now after which there is a reason to stop; None for no limit.
+        again: what the same command would do, for the line that a signal prints.
     """
     began = time.monotonic()
     received: list[int] = []
@@ -154,7 +156,7 @@ def stop_conditions(time_budget: float | None) -> Callable[[], str]:
     def receive(number: int, frame) -> None:
         received.append(number)
         if not asked or len(received) > 1:
-            line = f'stopped: received {signal.Signals(number).name}; the same command resumes the run\n'
+            line = f'stopped: received {signal.Signals(number).name}; {again}\n'
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
             os._exit(STOPPED_EARLY)

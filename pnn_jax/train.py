@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pnn_jax.data import Dataset
 from pnn_jax.data.streams import Stream
+from pnn_jax.errors import DivergedError, RunError
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.hosts import agreed
 from pnn_jax.models.registry import count_variables
@@ -17,6 +18,7 @@ from pnn_jax.optim import learning_rate_at
 from pnn_jax.run.checkpoints import Checkpointer
 from pnn_jax.run.console import say
 from pnn_jax.run.log import FinishedRun, Progress, RunLog, check_writers
+from pnn_jax.run.provenance import provenance
 from pnn_jax.run.result import describe_run, run_result, summarise_seeds
 from pnn_jax.run.resume import check_resumable, resume
 from pnn_jax.run.workdir import Workdir
@@ -54,9 +56,11 @@ def train_and_evaluate(
     Raises:
         InputError: the config, data set or workdir is not valid, or the workdir holds another run. It is raised before
             anything is written, except for an image that turns out to be damaged and for the folder of a later seed.
-        RunError: the loss is not finite, checkpoints are damaged, the disk is full.
+        RunError: the loss is not finite, checkpoints are damaged, the disk is full. Where the loss of one of several
+            seeds is not finite, the others are trained first.
         StoppedEarly: `should_stop` returned a reason; the same call resumes the run.
     """
+    provenance()  # read before the data: the code may be edited while they load
     check_writers(config)
     trainer = Trainer.create(config, dataset)
     # Not part of `create`, because a network can be evaluated with a batch size that it cannot be trained with.
@@ -66,12 +70,17 @@ def train_and_evaluate(
     if config.num_seeds == 1:
         return train_seed(trainer, config, workdir, should_stop, lock=lock)
     with Workdir.open(workdir, config, primary=jax.process_index() == 0, lock=lock) as parent:
-        results = []
+        results, diverged = [], []
         for offset in range(config.num_seeds):
             one_seed = config.copy_and_resolve_references()
             one_seed.update(seed=config.seed + offset, mask_seed=config.mask_seed + offset, num_seeds=1)
             path = parent.path / f'seed_{one_seed.seed}'
-            results.append(train_seed(trainer, one_seed, path, should_stop, lock=lock, parent=parent))
+            try:
+                results.append(train_seed(trainer, one_seed, path, should_stop, lock=lock, parent=parent))
+            except DivergedError as error:  # the other seeds may be fine
+                diverged.append(f'seed {one_seed.seed}: {error}')
+        if diverged:
+            raise RunError('\n'.join(diverged))
         summary = summarise_seeds(results)
         return summary if parent.result() == summary else parent.write_result(summary)
 
@@ -142,11 +151,11 @@ def train_seed(
                 evaluation = trainer.evaluate(all_variables(state, fixed), should_stop)
                 if trainer.epoch_split != 'test':
                     workdir.write_test_outcomes(evaluation.correct, evaluation.labels)
-            result = workdir.write_result(
-                run_result(evaluation, trainer.data, config, counts, workdir.history, saver.meta['code'])
+            result = run_result(
+                evaluation, trainer.data, config, counts, workdir.history, saver.meta['computed_by'][:-1]
             )
             log.finish(finished_run(trainer, workdir, result, evaluation, all_variables(state, fixed)))
-            return result
+            return workdir.write_result(result)  # last: from then on the run counts as finished
 
 
 def progress_so_far(trainer: Trainer, config, state: TrainState, step: int, images_per_second: float) -> Progress:

@@ -8,8 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pnn_jax.data import Dataset, load_data
 from pnn_jax.data.augment import preprocess
@@ -43,7 +44,7 @@ class Trainer:
 
     config: Any
     model: nn.Module
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
     feed: DeviceFeed | StreamFeed
     data: DataSummary
     schedule: Schedule
@@ -60,7 +61,8 @@ class Trainer:
         validate_config(config)
         check_platform(config.platform)
         data = read_data(config.data) if data is None else data
-        mesh = jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+        # In the order of `jax.devices()`, as the evaluation's pmap and the hosts' parts of a batch.
+        mesh = Mesh(np.array(jax.devices()), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
         feed = create_feed(data, mesh, config)
         check_fits_data(config, feed.image_shape)
         schedule = learning_rate_schedule(
@@ -182,7 +184,7 @@ def read_data(data_config) -> Dataset | Stream:
     return data
 
 
-def create_feed(data: Dataset | Stream, mesh: jax.sharding.Mesh, config) -> DeviceFeed | StreamFeed:
+def create_feed(data: Dataset | Stream, mesh: Mesh, config) -> DeviceFeed | StreamFeed:
     """The feed of a data set.
 
     By default a CPU runs one step per call of the compiled program, because XLA:CPU computes convolutions slowly inside

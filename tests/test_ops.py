@@ -86,6 +86,12 @@ def test_implementations_equal_the_reference_in_outputs_and_all_gradients(activa
         compare_with_reference(arguments, FUSED, activation=activation, key=key)
 
 
+def test_padding_of_the_batch_does_not_matter_to_an_activation_that_is_not_finite_at_zero():
+    with jax.enable_x64(True):
+        x, masks, weights, y_bar = random_arguments((3, 2, 4, 2), num_masks=3, outputs=2, share_masks=False)
+        compare_with_reference((jnp.abs(x) + 9, masks, weights, y_bar), FUSED, activation=jnp.log)
+
+
 def test_reference_as_an_implementation_and_the_choice_by_platform_equal_the_reference():
     with jax.enable_x64(True):
         arguments = random_arguments((3, 2, 3, 4), num_masks=5, outputs=2, share_masks=False)

@@ -75,7 +75,7 @@ def test_writer_whose_library_is_missing_is_refused_before_the_run(tmp_path, mon
 
 
 def test_writer_that_fails_is_dropped_with_a_note(monkeypatch):
-    lines, epochs = [], []
+    lines, epochs, closed = [], [], []
 
     class Good(LogWriter):
         say = staticmethod(lines.append)
@@ -85,18 +85,21 @@ def test_writer_that_fails_is_dropped_with_a_note(monkeypatch):
         def epoch(self, metrics):
             raise OSError('the disk\nis full')
 
+        def close(self):
+            closed.append(self)
+
     monkeypatch.setattr(log, 'WRITERS', (Bad, Good))
     with log.RunLog(None, default.get_config(), primary=True) as run_log:
         run_log.epoch(epoch(1))
         run_log.epoch(epoch(2))
     assert lines == ['note: Bad failed and is not used for the rest of the run (the disk is full)']
-    assert epochs == [epoch(1), epoch(2)]
+    assert epochs == [epoch(1), epoch(2)] and len(closed) == 1
     assert log.RunLog(None, default.get_config(), primary=False).writers == []
 
 
 def test_tensorboard_gets_numbers_and_plots(workdir):
     writer = TensorBoardWriter(workdir, default.get_config())
-    writer.epoch(epoch(1))
+    writer.epoch(epoch(1) | {'images_per_second': None})  # an epoch that an earlier process trained
     writer.finish(finished_run())
     writer.close()
     values = []

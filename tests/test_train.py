@@ -15,7 +15,7 @@ from tiny_runs import share_programs
 from configs import quickstart
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed
-from pnn_jax.errors import InputError, RunError, StoppedEarly
+from pnn_jax.errors import DivergedError, InputError, RunError, StoppedEarly
 from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.provenance import code_digest
@@ -170,12 +170,29 @@ def test_a_finished_run_is_not_trained_again(finished, dataset):
     assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
+def test_a_run_killed_while_it_makes_plots_is_finished_by_the_next_call(finished, dataset, tmp_path, monkeypatch):
+    workdir, expected = finished
+
+    def killed(self, run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('pnn_jax.run.log.RunLog.finish', killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
+    monkeypatch.undo()
+    result = train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
+    assert result['final_test_correct'] == expected['final_test_correct']
+    assert sorted(path.name for path in workdir.rglob('*.png')) == sorted(path.name for path in tmp_path.rglob('*.png'))
+
+
 def test_evaluation_of_a_checkpoint_gives_the_count_of_the_run(finished, dataset):
     workdir, result = finished
     latest = evaluate_checkpoint(tiny_config(), str(workdir), which='latest', dataset=dataset)
     best = evaluate_checkpoint(tiny_config(), str(workdir), which='best', dataset=dataset)
     assert latest['final_test_correct'] == result['final_test_correct']
     assert best['final_test_accuracy'] == result['max_test_accuracy']
+    with pytest.raises(StoppedEarly, match='enough'):
+        evaluate_checkpoint(tiny_config(), str(workdir), dataset=dataset, should_stop=lambda: 'enough')
     with pytest.raises(InputError, match="model.activation: 'relu' -> 'tanh'"):
         evaluate_checkpoint(tiny_config(model__activation='tanh'), str(workdir), dataset=dataset)
 
@@ -200,14 +217,15 @@ def test_a_run_stopped_anywhere_continues_bit_for_bit(finished, dataset, tmp_pat
     assert result['final_test_correct'] == expected['final_test_correct']
 
 
-def test_a_result_names_all_code_that_trained_the_run(dataset, tmp_path, monkeypatch):
+def test_a_result_names_all_code_and_versions_that_trained_the_run(dataset, tmp_path, monkeypatch):
     asked = iter([''] + ['enough'] * 100)
-    monkeypatch.setattr('pnn_jax.run.resume.provenance', lambda: {'sha256': 'e' * 64})
+    other = {'code': 'e' * 64, 'device': '1 x cpu', 'versions': {'jax': '0.0'}}
+    monkeypatch.setattr('pnn_jax.run.resume.circumstances', lambda: other)
     with pytest.raises(StoppedEarly):
         train_and_evaluate(tiny_config(), str(tmp_path), should_stop=lambda: next(asked), dataset=dataset)
     monkeypatch.undo()
     result = train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
-    assert result['other_code'] == ['e' * 64] and result['code']['sha256'] == code_digest()
+    assert result['resumed_from'] == [other] and result['code']['sha256'] == code_digest()
 
 
 def test_a_workdir_of_another_run_is_refused(finished, dataset):
@@ -269,6 +287,23 @@ def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
         train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
 
 
+def test_a_seed_that_diverges_does_not_keep_the_others_from_training(finished, dataset, tmp_path, monkeypatch):
+    check = Saver.check_finite
+
+    def first_seed_diverges(self, state):
+        if self.workdir.path.name == 'seed_0':
+            raise DivergedError('the loss is not finite')
+        check(self, state)
+
+    monkeypatch.setattr(Saver, 'check_finite', first_seed_diverges)
+    with pytest.raises(RunError, match='seed 0: the loss is not finite'):
+        train_and_evaluate(tiny_config(num_seeds=2), str(tmp_path), dataset=dataset)
+    monkeypatch.undo()
+    assert json.loads((tmp_path / 'seed_1/result.json').read_text())['epochs'] == 2
+    summary = train_and_evaluate(tiny_config(num_seeds=2), str(tmp_path), dataset=dataset)
+    assert summary['seeds'][0]['final_test_correct'] == finished[1]['final_test_correct']
+
+
 def test_same_seed_same_bits(trainer, after_an_epoch):
     again = train_one_epoch(trainer)
     assert tree_digest(again.params) == tree_digest(after_an_epoch.params)
@@ -312,4 +347,4 @@ def test_an_epoch_is_recorded_after_the_checkpoint_before_it_is_on_disk():
     state = SimpleNamespace(step=3, params={}, batch_stats={}, opt_state=(), epoch_metrics=None)
     saver = Saver(Recorder(), Recorder(), {}, {'data_digest': ''}, new=False)
     saver.after_epoch(state, {}, evaluation)
-    assert calls == ['wait', 'use_test_set', 'append_epoch', 'begin', 'save']
+    assert calls == ['wait', 'set_examples', 'append_epoch', 'begin', 'save']

@@ -141,6 +141,11 @@ def test_overrides_of_optimizer_and_schedule_without_effect_are_named():
     ]
 
 
+def test_a_warm_up_may_take_nearly_the_whole_run():
+    config = config_with(num_epochs=1, schedule__name='cosine', schedule__warmup_epochs=0.6)
+    assert ineffective_overrides(config, ['schedule.warmup_epochs']) == []
+
+
 def test_a_conflict_is_reported_once_and_only_where_the_layer_is_used():
     changes = {'model__redraw_masks': True, 'model__trainable_masks': True}
     with pytest.raises(InputError) as error:

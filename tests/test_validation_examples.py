@@ -88,7 +88,7 @@ def test_a_cosine_schedule_binds_the_number_of_epochs(tmp_path):
     for name, refused in (('cosine', True), ('milestones', False)):
         config = tiny_config(schedule__name=name)
         with Workdir.open(tmp_path / name, config) as workdir:
-            workdir.use_test_set(np.arange(3), 'digest')
+            workdir.set_examples(np.arange(3), 'digest')
             workdir.append_epoch({'epoch': 1}, np.ones(3, bool))
         config.num_epochs = 3
         if refused:

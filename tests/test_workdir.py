@@ -44,7 +44,7 @@ def metrics_of(epoch: int) -> dict:
 
 def open_with_epochs(path, num_epochs: int) -> Workdir:
     workdir = Workdir.open(path, make_config())
-    workdir.use_test_set(LABELS, 'digest')
+    workdir.set_examples(LABELS, 'digest')
     for epoch in range(len(workdir.history) + 1, num_epochs + 1):
         workdir.append_epoch(metrics_of(epoch), outcomes_of(epoch))
     return workdir
@@ -131,7 +131,7 @@ def test_epochs_after_the_restored_checkpoint_are_forgotten(tmp_path):
         workdir.write_result({'done': True})
     with Workdir.open(tmp_path, make_config()) as workdir:
         assert workdir.result() == {'done': True}
-        workdir.use_test_set(LABELS, 'digest')
+        workdir.set_examples(LABELS, 'digest')
         workdir.truncate(3)
         assert workdir.result() == {'done': True}
         workdir.truncate(1)
@@ -255,7 +255,7 @@ def test_files_of_an_unknown_run_are_refused(tmp_path):
 def test_other_test_data_is_refused(tmp_path):
     open_with_epochs(tmp_path, 1).close()
     with Workdir.open(tmp_path, make_config()) as workdir, pytest.raises(InputError, match='trained on other data'):
-        workdir.use_test_set(LABELS, 'another digest')
+        workdir.set_examples(LABELS, 'another digest')
 
 
 def test_a_path_that_cannot_be_a_directory(tmp_path):

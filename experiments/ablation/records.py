@@ -66,9 +66,10 @@ class Record(NamedTuple):
     def code(self) -> str:
         """Digest of the code that computed the run.
 
-        `UNKNOWN_CODE` for records from before there was one, and for runs that were resumed by other code.
+        `UNKNOWN_CODE` for records from before there was one, and for runs that other code, other versions of libraries
+        or another kind of device began.
         """
-        if self.summary.get('other_code'):
+        if self.summary.get('resumed_from'):
             return UNKNOWN_CODE
         return (self.summary.get('code') or {}).get('sha256') or UNKNOWN_CODE
 

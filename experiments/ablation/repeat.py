@@ -26,7 +26,7 @@ from pnn_jax.errors import InputError, RunError
 
 TIMINGS = ('seconds', 'images_per_second')
 # Of a run; they may explain a difference, and are none.
-CIRCUMSTANCES = ('code', 'other_code', 'device', 'versions', 'machine')
+CIRCUMSTANCES = ('code', 'resumed_from', 'device', 'versions', 'machine')
 
 
 def differing(before: Record, after: Record) -> list[str]:

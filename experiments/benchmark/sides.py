@@ -111,7 +111,8 @@ def train_together(trainer, runs: list, style: str) -> Callable[[], object]:
     }
     step = jax.jit(together[style], donate_argnums=0)
     holder, size = [state], trainer.config.batch_size
-    batch = LoadedBatch(trainer.feed.images[:size], trainer.feed.labels[:size])
+    images, labels = trainer.feed.training_set
+    batch = LoadedBatch(images[:size], labels[:size])
 
     def train():
         holder[0] = jax.block_until_ready(step(holder[0], fixed, batch))

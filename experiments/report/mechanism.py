@@ -110,9 +110,9 @@ def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterat
         yield f'By the registered rule **it is open what a mask is**: other masks cost only {other:.1f} points.'
         return
     share = tiles / other
-    if share < MORE_THAN_POSITION or against_ramp.verdict == 'better':
+    if share < MORE_THAN_POSITION:
         what = 'a mask is more than a code of the position'
-    elif share >= POSITION_ALONE:
+    elif share >= POSITION_ALONE and against_ramp.verdict in ('equivalent', 'worse'):
         what = 'a mask is a code of the position and nothing else'
     else:
         what = 'it is open whether a mask is more than a code of the position'

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pnn_jax.data.dataset import Dataset, Split, make_split, numbered_classes
-from pnn_jax.data.images import check_fits_memory, resized_images
+from pnn_jax.data.images import check_images_fit, resized_images
 from pnn_jax.errors import InputError, one_line, os_reason
 from pnn_jax.paths import local_path
 
@@ -81,7 +81,7 @@ def load_npz(data_config) -> Dataset:
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     """Raises InputError where the arrays are too large, or two of them have one name: only one would be read."""
     members = archive.infolist()
-    check_fits_memory(sum(member.file_size for member in members))
+    check_images_fit(sum(member.file_size for member in members))
     for name, count in Counter(member.filename.removesuffix('.npy') for member in members).items():
         if count > 1:
             raise InputError(f'{path}: holds {count} arrays named {name!r}; names must differ')

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pnn_jax.data.images import check_fits_memory
+from pnn_jax.data.images import check_images_fit
 from pnn_jax.errors import one_line, os_reason
 from pnn_jax.paths import UnknownHomeError, local_path, replacing
 
@@ -38,7 +38,7 @@ def cached(
     if path is None:
         return decode()
     try:
-        check_fits_memory(path.stat().st_size)
+        check_images_fit(path.stat().st_size)
         with (
             open(path, 'rb') as stored,
             np.load(stored, allow_pickle=False) as file,

@@ -4,7 +4,9 @@ A feed only yields batches. Both kinds yield the same examples in the same order
 step of an epoch without a state of their own.
 """
 
+import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Protocol
 
 import flax.struct
@@ -106,7 +108,12 @@ class DeviceFeed:
             self.num_examples['validation'] = len(dataset.validation.labels)
         self.test_images = dataset.test.images
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.images, self.labels = replicate((dataset.train.images, dataset.train.labels), self.replicated)
+
+    @cached_property
+    def training_set(self) -> tuple[jax.Array, jax.Array]:
+        """Images and labels on every device. They are put there when first needed: evaluation never does."""
+        train = self.dataset.train
+        return replicate((train.images, train.labels), self.replicated)
 
     def dispatches(self, first_step: int) -> Iterator[tuple[int, int, int]]:
         """The rest of an epoch from its step `first_step`: (start, batch_size, num_steps) of each dispatch.
@@ -136,7 +143,7 @@ class DeviceFeed:
 
     def _batches(self, order, start: int, batch_size: int, num_steps: int) -> ResidentBatches:
         sharding = batch_sharding(self.mesh, batch_size)
-        return ResidentBatches(self.images, self.labels, order, start, batch_size, num_steps, sharding)
+        return ResidentBatches(*self.training_set, order, start, batch_size, num_steps, sharding)
 
     def eval_batches(self, batch_size: int, split: str = 'test') -> Iterator[HostBatch]:
         """A split of `num_examples` in padded batches, as `make_evaluate` takes them."""
@@ -194,7 +201,7 @@ class StreamFeed:
 
     def eval_batches(self, batch_size: int, split: str = 'test') -> Iterator[HostBatch]:
         """As `DeviceFeed.eval_batches`."""
-        size = steps_per_epoch(batch_size, jax.device_count()) * jax.device_count()
+        size = math.ceil(batch_size / jax.device_count()) * jax.device_count()
         for batch in stream_eval_batches(self.stream, batch_size=size, split=split, **self.host):
             yield {
                 name: np.reshape(value, (jax.local_device_count(), -1, *value.shape[1:]))

@@ -113,7 +113,7 @@ def decode_all(count: int, decode: Callable[[int], np.ndarray], name: Callable[[
         InputError: an image is damaged, sizes differ, or the set does not fit in memory.
     """
     first = decode(0)
-    check_fits_memory(count * first.size)
+    check_images_fit(count * first.size)
     images = np.empty((count, *first.shape), np.uint8)
 
     def fill(start: int) -> None:
@@ -136,7 +136,7 @@ def decode_all(count: int, decode: Callable[[int], np.ndarray], name: Callable[[
 
 def resized_images(images: np.ndarray, image_size: int, crop: Crop = centre_square) -> np.ndarray:
     """Images uint8 [n, h, w, c] as [n, image_size, image_size, c]: the part that `crop` chooses, resized (bilinear)."""
-    check_fits_memory(len(images) * image_size**2 * images.shape[-1])
+    check_images_fit(len(images) * image_size**2 * images.shape[-1])
     result = np.empty((len(images), image_size, image_size, images.shape[-1]), np.uint8)
     for source, target in zip(images, result, strict=True):
         image = Image.fromarray(source.squeeze(-1) if source.shape[-1] == 1 else source)
@@ -158,14 +158,14 @@ def padded(images: np.ndarray, pad: int) -> np.ndarray:
     *batch, h, w, c = images.shape
     if max(h, w) > pad:
         raise InputError(f'config.data.pad={pad}: the images are {w}x{h} pixels; must be at least {max(h, w)}, or 0')
-    check_fits_memory(math.prod(batch) * pad * pad * c)
+    check_images_fit(math.prod(batch) * pad * pad * c)
     result = np.zeros((*batch, pad, pad, c), np.uint8)
     top, left = (pad - h) // 2, (pad - w) // 2
     result[..., top : top + h, left : left + w, :] = images
     return result
 
 
-def check_fits_memory(num_bytes: int) -> None:
+def check_images_fit(num_bytes: int) -> None:
     """Raises InputError for a set so large that this machine should stream it."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if num_bytes > memory // 2:

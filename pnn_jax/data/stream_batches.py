@@ -107,7 +107,7 @@ def stream_eval_batches(
     if examples is None:
         raise ValueError('the stream has no validation examples: config.data.validation_examples is 0')
     count = len(examples)
-    share = steps_per_epoch(batch_size, process_count)
+    share = math.ceil(batch_size / process_count)
     starts = range(process_index * share, count + process_index * share, share * process_count)
     fraction = EVAL_FRACTION if stream.augment == 'resized_crop_flip' else 1.0
     load = lambda i: _load(stream, examples, i, partial(stream.crop, fraction=fraction))

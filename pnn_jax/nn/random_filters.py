@@ -63,7 +63,8 @@ class RandomFilterLayer(PerturbationLayer):
     x [b, h, w, c] -> [b, h, w, features]. The learned weights are those of a `PerturbationLayer` with the same options.
     The difference is that each fixed response sees the pixel's neighbours. Neither side of the debate ran this control.
 
-    The filters [3, 3, c or 1, num_masks] are the variable `masks`, as `noise_type` draws them; a third of that is used.
+    The filters [3, 3, c or 1, num_masks] are the variable `masks`, as `noise_type` draws them; the layer divides
+    them by 3.
     """
 
     # Not options here: filters have no level, and are never redrawn.
@@ -94,9 +95,8 @@ class ShiftLayer(RandomFilterLayer):
     """Shift every channel by at most one pixel in each direction, activate, combine (Shift, arXiv 1711.08141).
 
     x [b, h, w, c] -> [b, h, w, features]; zeros move in at the edge. This is spatial mixing in its simplest form,
-    without any parameter. The shifts are random but divided equally: each of the nine, no shift among them, is that of
-    as many channels as any other, give or take one. They are stored as the variable `masks`: filters
-    [3, 3, c or 1, num_masks] with a single 1 each.
+    without any parameter. The shifts are random, but each of the nine (one of them is no shift) is used equally often,
+    give or take one. They are stored as the variable `masks`: filters [3, 3, c or 1, num_masks] with a single 1 each.
     """
 
     # Not options here: the filters of a shift have no distribution, and a trained one would be no shift.

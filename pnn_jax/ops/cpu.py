@@ -16,8 +16,8 @@ from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
 # Each loop below handles a group per iteration, as one fused expression without a loop inside. Larger groups keep more
 # values in registers, at the price of compile time. Groups of pixels matter for the gradient of the weights, groups of
-# masks for the sum over masks. A group is the largest divisor up to these sizes, so that prime numbers are slow. Half
-# and double of these sizes were no faster on a CPU with AVX-512.
+# masks for the sum over masks. A group is the largest divisor up to these sizes, so a prime number of pixels or
+# masks gets groups of one and is slow. Half and double of these sizes were no faster on a CPU with AVX-512.
 PIXELS_PER_ITERATION = 32
 MASKS_PER_ITERATION = 16
 IMAGES_UNROLLED = 8
@@ -82,7 +82,7 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
         return (weights_bar, slope_bar), x_bar, noise_bar
 
     arrays = _images_last(x[..., None]), _pixels_first(noise_masks)
-    y_bar = _images_last(y_bar.astype(wide))
+    y_bar = _images_last(y_bar.astype(wide), 'constant')
     start = _start_of_sums(weights, slope, y_bar)
     # x_bar replaces y_bar, group by group.
     (weights_bar, slope_bar), x_bar, noise_masks_bar = _replace_pixels(step, start, y_bar, arrays)
@@ -138,9 +138,13 @@ def _combine_with_random_slopes(noise_level, activation, x, noise_masks, weights
     return y.astype(x.dtype)
 
 
-def _images_last(x: jax.Array) -> jax.Array:
-    """[b, h, w, ...] -> [p, ..., n]."""
-    x = jnp.pad(x, ((0, -x.shape[0] % LANES), *((0, 0),) * (x.ndim - 1)))
+def _images_last(x: jax.Array, padding: str = 'edge') -> jax.Array:
+    """[b, h, w, ...] -> [p, ..., n].
+
+    The last image is repeated: an activation may not be finite where the values are zeros (log, for example). The
+    cotangent has zeros there (`padding='constant'`), so that these images add nothing to sums.
+    """
+    x = jnp.pad(x, ((0, -x.shape[0] % LANES), *((0, 0),) * (x.ndim - 1)), padding)
     return jnp.moveaxis(x.reshape(x.shape[0], -1, *x.shape[3:]), 0, -1)
 
 

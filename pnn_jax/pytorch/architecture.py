@@ -104,31 +104,50 @@ def _of_noise_resnet(tensors: TorchTensors) -> tuple[dict[str, Any], int, int]:
 def _of_layers(name: str, state: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int, int | None]:
     """Fields of config.model, size and channels of the images for a network of PerturbLayers.
 
-    A layer with noise tells the size of its images by its masks. Where all layers are convolutions, that of a small
-    network follows from its first linear layer, behind three poolings; a ResNet works with any size.
+    A layer with noise tells the size of its input by its masks. Where all layers are convolutions, the first linear
+    layer of a small network, behind three poolings, fits several sizes: the multiple of 8 is taken. A ResNet works with
+    any size.
     """
     first, later = LAYER_PREFIXES[name]
     width = len(state[f'{later}.layers.0.weight'])
     fields: dict[str, Any] = {'num_filters': width, 'mix_channels': any('.mix_layers.' in key for key in state)}
     if any(key.endswith('.act.weight') for key in state):
         fields['activation'] = 'prelu'
-    image_size, channels = 32, None
-    if name in SMALL_NETWORKS.values():
-        image_size = 8 * round((state['linear1.weight'].shape[1] / width) ** 0.5)
+    channels = None
+    map_sizes: dict[str, int] = {}  # of the inputs of layers with noise
     for prefix, kind, kernel in ((later, 'layer', 'kernel_size'), (first, 'stem_layer', 'stem_kernel_size')):
         weight = state[f'{prefix}.layers.0.weight']
         if f'{prefix}.noise' not in state:
             fields |= {kind: 'conv', kernel: weight.shape[-1]}
             channels = weight.shape[1]
             continue
-        _, owners, masks, image_size, _ = state[f'{prefix}.noise'].shape
+        _, owners, masks, map_sizes[prefix], _ = state[f'{prefix}.noise'].shape
         fields[kind] = 'perturbation'
         if prefix == later or name != 'answer_resnet18':  # whose first layer has its own number of masks
             fields['num_masks'] = masks
         if prefix == later or owners > 1:  # one set of masks may also mean one channel
             fields['share_masks'] = owners == 1
         channels = owners if owners > 1 else weight.shape[1] if masks == 1 else None
+    if first in map_sizes:
+        image_size = map_sizes[first]
+    elif later in map_sizes:
+        image_size = _size_before_stem(name, fields['stem_kernel_size'], map_sizes[later])
+    elif name in SMALL_NETWORKS.values():
+        image_size = 8 * round((state['linear1.weight'].shape[1] / width) ** 0.5)
+    else:
+        image_size = 32
     return fields, image_size, channels
+
+
+def _size_before_stem(name: str, kernel_size: int, map_size: int) -> int:
+    """The size of images from that of the maps at the later layer of `LAYER_PREFIXES`, behind a convolution.
+
+    The 5x5 convolution makes a map two pixels smaller and the 7x7 one halves it (`CONV_PADDING`). A pooling halves the
+    map as well: that of LeNet, and that which ResNets have behind a 7x7 convolution.
+    """
+    if name == 'lenet' or (kernel_size == 7 and name not in SMALL_NETWORKS.values()):
+        map_size *= 2
+    return {5: map_size + 2, 7: map_size * 2}.get(kernel_size, map_size)
 
 
 def fields_of_modules(model: Module) -> dict[str, Any]:

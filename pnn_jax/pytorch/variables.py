@@ -7,13 +7,12 @@ values are ordered. For the reverse direction the shapes come from the JAX netwo
 import dataclasses
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from pnn_jax.errors import InputError
 from pnn_jax.models import create_model
+from pnn_jax.models.variables import variable_shapes as shapes_of_model
 from pnn_jax.pytorch.layouts import layout_of, torch_shape, undo_level
 from pnn_jax.pytorch.names import TABLES, check_supported, torch_names
 
@@ -42,10 +41,7 @@ def variable_shapes(config, num_classes: int, image_size: int, channels: int) ->
         config: `config.model`.
         num_classes, image_size, channels: of the data; images are [image_size, image_size, channels].
     """
-    model = create_model(config, num_classes)
-    key = jax.random.key(0)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
-    return jax.eval_shape(lambda x: model.init({'params': key, 'noise_masks': key}, x), image)
+    return shapes_of_model(create_model(config, num_classes), (image_size, image_size, channels))
 
 
 def to_torch(variables: Mapping, config, *, num_steps: int | None = None, aliases: bool = True) -> TorchTensors:

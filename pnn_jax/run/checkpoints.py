@@ -148,8 +148,9 @@ class Checkpointer:
           None if there is no checkpoint at all.
 
         Raises:
-          RunError: there are checkpoints, but all that were asked for are damaged or missing; or they do not fit the
-            template, and so belong to another configuration.
+          InputError: `which` is none of these, or there are checkpoints, but none of that step.
+          RunError: all checkpoints that were asked for are damaged; or they do not fit the template, and so belong to
+            another configuration.
         """
         if not (which in ('latest', 'best') or isinstance(which, int)):
             raise InputError(f"which: {which!r} is not 'latest', 'best' or a step")
@@ -162,13 +163,13 @@ class Checkpointer:
         return Restored(state, record['meta'], record['step'], record['accuracy'])
 
     def read(self, which: str | int = 'latest') -> tuple[dict[str, np.ndarray], dict] | None:
-        """The arrays of a verified checkpoint, for who has no template, with those of the masks it was trained with.
+        """The arrays of a verified checkpoint and of its noise masks, for callers without a template.
 
         Returns:
           Name of the leaf -> array, and the record (step, accuracy, meta); None if there is no checkpoint at all.
 
         Raises:
-          RunError: as `restore`; or the masks are missing, damaged or others.
+          InputError, RunError: as `restore`; RunError also where the masks are missing, damaged or others.
         """
         self.wait()
         return from_process_0(lambda: self._read_with_masks(which))

@@ -81,8 +81,9 @@ def load_run(workdir: str | os.PathLike, checkpoint: str | int = 'latest') -> Ru
         checkpoint: 'latest', 'best' (the highest `accuracy`) or a step.
 
     Raises:
-        InputError: there is no such folder, it has no checkpoint, or `checkpoint` is none of these.
-        RunError: config.json, the checkpoints asked for or the noise masks are damaged; or there is no such step.
+        InputError: there is no such folder, it has no checkpoint or none of that step, or `checkpoint` is something
+            else.
+        RunError: config.json, the checkpoints asked for or the noise masks are damaged.
     """
     if isinstance(checkpoint, str) and checkpoint not in ('latest', 'best'):
         raise InputError(f"checkpoint={checkpoint!r}: must be 'latest', 'best' or a step, which is an integer")

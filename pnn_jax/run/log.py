@@ -4,6 +4,7 @@ To add a log writer, write a subclass of `LogWriter` in a file of its own and ad
 on or off, its `switch` names a field of `config.log`.
 """
 
+import contextlib
 import importlib.util
 
 from pnn_jax.errors import one_line
@@ -84,6 +85,9 @@ class RunLog:
                 getattr(writer, call)(*arguments)
             except Exception as error:  # noqa: BLE001  (a plot, a disk or a library: none of them may stop a run)
                 self.writers.remove(writer)
+                if call != 'close':
+                    with contextlib.suppress(Exception):  # it failed already
+                        writer.close()
                 self.say(
                     f'note: {type(writer).__name__} failed and is not used for the rest of the run ({one_line(error)})'
                 )

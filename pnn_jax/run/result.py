@@ -62,7 +62,12 @@ def evaluation_result(evaluation: Evaluation, class_names: tuple[str, ...]) -> d
 
 
 def run_result(
-    evaluation: Evaluation, data: DataSummary, config, counts: dict[str, int], history: list[dict], code: list[str]
+    evaluation: Evaluation,
+    data: DataSummary,
+    config,
+    counts: dict[str, int],
+    history: list[dict],
+    resumed_from: list[dict],
 ) -> dict:
     """What result.json holds: the exact counts, and with what, on what and by which code they were computed.
 
@@ -70,7 +75,8 @@ def run_result(
         evaluation: of the final network on the test set.
         counts: from `count_variables`.
         history: the lines of metrics.jsonl.
-        code: digests of all code that trained the run; the last one is that of this process.
+        resumed_from: `circumstances` of the processes that trained the run before, where they differ from those of
+            this one.
     """
     split = evaluated_split(history[-1])
     best = max(history, key=lambda line: line[f'{split}_accuracy'])
@@ -89,12 +95,17 @@ def run_result(
         'epochs': len(history),
         'dataset': {name: value for name, value in data._asdict().items() if name != 'class_names'},
         'device': describe_devices(),
-        'seconds': sum(line['seconds'] for line in history),
+        'seconds': sum(line['seconds'] for line in history),  # of an interrupted epoch, from where it was resumed
         'code': provenance(),
-        'other_code': code[:-1],  # that trained the run before it was resumed by this one
         'versions': versions(),
+        'resumed_from': resumed_from,
         'command': ' '.join(sys.argv),
     }
+
+
+def circumstances() -> dict:
+    """What may change the numbers of a run besides its config: digest of the code, devices, versions."""
+    return {'code': provenance()['sha256'], 'device': describe_devices(), 'versions': versions()}
 
 
 def versions() -> dict[str, str]:

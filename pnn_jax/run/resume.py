@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pnn_jax.errors import InputError, RunError, StoppedEarly
+from pnn_jax.errors import DivergedError, InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.run.checkpoints import Checkpointer, tree_digest
-from pnn_jax.run.provenance import provenance
-from pnn_jax.run.result import evaluated_split
+from pnn_jax.run.result import circumstances, evaluated_split
 from pnn_jax.run.workdir import Workdir, other_data
 from pnn_jax.train_step import TrainState, Variables
 from pnn_jax.trainer import Trainer
@@ -97,8 +96,8 @@ def resume(
         RunError: checkpoints or noise masks are damaged or lost.
     """
     state, fixed = trainer.init(config.seed, config.mask_seed)
-    digest, code = tree_digest(fixed), provenance()['sha256']
-    other_code: list[str] = []
+    digest, present = tree_digest(fixed), circumstances()
+    earlier: list[dict] = []
     restored = checkpointer.restore(saved_part(state))
     if restored is None:
         if len(workdir.history) > 1:
@@ -114,12 +113,13 @@ def resume(
         digest = restored.meta['fixed_digest']
         fixed = checkpointer.load_masks(fixed, digest) if fixed else fixed
         state = state.replace(**restored.state)
-        other_code = [one for one in restored.meta.get('code', ['unknown']) if one != code]
+        begun_by = restored.meta.get('computed_by', [{'code': 'unknown'}])  # checkpoints of older versions have none
+        earlier = [one for one in begun_by if one != present]
         # A checkpoint at the end of an epoch, but without an accuracy, was saved when the evaluation was stopped. The
         # epoch then does not count as finished: its evaluation is done again.
         stopped_in_evaluation = steps_into_epoch == 0 and restored.accuracy is None
         workdir.truncate(epochs - 1 if stopped_in_evaluation else epochs)
-    meta = {'fixed_digest': digest, 'data_digest': trainer.data.digest, 'code': [*other_code, code]}
+    meta = {'fixed_digest': digest, 'data_digest': trainer.data.digest, 'computed_by': [*earlier, present]}
     return state, fixed, Saver(workdir, checkpointer, fixed, meta, new=restored is None)
 
 
@@ -130,8 +130,8 @@ class Saver:
 
     Args:
         fixed: the fixed collections, saved once.
-        meta: saved with every checkpoint: digests of the fixed collections, of the data, and of all code that has
-            trained this run, the present one last.
+        meta: saved with every checkpoint: digests of the fixed collections and of the data, and the different
+            `circumstances` in which this run was trained, the present ones last.
         new: the run has no checkpoint yet.
     """
 
@@ -169,7 +169,7 @@ class Saver:
         # The checkpoint of the epoch before must be on disk first. A killed run with two epochs more in metrics.jsonl
         # than in its checkpoints could not be told from one that lost its checkpoints.
         self.checkpointer.wait()
-        self.workdir.use_test_set(evaluation.labels, self.meta['data_digest'])
+        self.workdir.set_examples(evaluation.labels, self.meta['data_digest'])
         self.workdir.append_epoch(metrics, evaluation.correct)
         self.save(state, accuracy=evaluation.accuracy)
 
@@ -180,7 +180,7 @@ class Saver:
             raise StoppedEarly(reason)
 
     def check_finite(self, state: TrainState) -> None:
-        """Raises RunError if a loss was not finite, or if parameters or batch statistics are not finite now."""
+        """Raises DivergedError if a loss was not finite, or if parameters or batch statistics are not finite now."""
         diverged_at = int(state.diverged_at)
         if diverged_at >= 0:
             what = f'the loss is not finite at step {diverged_at + 1}'
@@ -192,7 +192,7 @@ class Saver:
             advice = 'nothing was saved; run it again with a lower config.optimizer.learning_rate'
         else:
             advice = 'the last checkpoint is older; try a lower config.optimizer.learning_rate in another --workdir'
-        raise RunError(f'{what}; {advice}')
+        raise DivergedError(f'{what}; {advice}')
 
 
 @jax.jit

@@ -168,18 +168,13 @@ class Workdir:
                 os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
         self._write_lines()  # without an unfinished line, or the epochs that `truncate` dropped
 
-    @property
-    def holds_work(self) -> bool:
-        """Whether there is a checkpoint or a finished epoch; without either, nothing binds the next attempt."""
-        return bool(self.history) or has_checkpoints(self.checkpoints_dir)
-
     def check_data(self, digest: str) -> None:
         """Raises InputError where the finished epochs are of a data set with another digest."""
         if self.history and digest != self.data_digest:
             raise other_data(self.path, self.data_digest, digest)
 
-    def use_test_set(self, labels: np.ndarray, data_digest: str) -> None:
-        """Says which examples the outcomes belong to; call it once, before the first `append_epoch`.
+    def set_examples(self, labels: np.ndarray, data_digest: str) -> None:
+        """Says which examples the outcomes belong to. Call it before each `append_epoch`; it also checks the data.
 
         Args:
           labels: int [examples], dataset order.
@@ -301,7 +296,7 @@ class Workdir:
 
     def _write_outcomes(self) -> None:
         buffer = io.BytesIO()
-        assert self._labels is not None  # `use_test_set` comes before the first epoch
+        assert self._labels is not None  # `set_examples` comes before the first epoch
         np.savez_compressed(buffer, correct=self.outcomes, labels=self._labels, test_digest=self.data_digest)
         _replace(self.path / 'outcomes.npz', buffer.getvalue())
 
@@ -325,9 +320,17 @@ class Workdir:
             descriptor, self._lock = self._lock, None
             os.close(descriptor)
             raise _refused_lock(self.path, owner, error) from error
-        if not os.path.samestat(os.fstat(self._lock), os.stat(self.path / 'lock')):
-            os.close(self._lock)  # a process that did nothing removed this file just now; there is another one
+        if not self._holds_lock_file():
+            os.close(self._lock)
             self._make_and_lock(lock)
+
+    def _holds_lock_file(self) -> bool:
+        """Whether the locked file is the one in the folder. A process that did nothing may just have removed it."""
+        assert self._lock is not None
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.stat(self.path / 'lock'))
+        except FileNotFoundError:
+            return False
 
     def _compare_config(self) -> None:
         """Raises InputError where the folder holds work of another configuration."""

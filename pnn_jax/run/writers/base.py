@@ -36,8 +36,8 @@ class FinishedRun(NamedTuple):
 
     Attributes:
         history: the lines of metrics.jsonl, one per epoch.
-        result: the content of result.json.
-        evaluation: of the last epoch; outcomes in dataset order.
+        result: what result.json will hold.
+        evaluation: of the final network on the test set; outcomes in dataset order.
         class_names: name of each label.
         images: uint8 [n, h, w, c], the test images in dataset order; None where they are not in memory (streams).
         model: the network.
@@ -82,15 +82,15 @@ class LogWriter:
         """A finished epoch: the line of metrics.jsonl."""
 
     def finish(self, run: FinishedRun) -> None:
-        """The run is done, and its result is written."""
+        """The run is done. Its result is written after that, so that a run which is killed here is finished later."""
 
     def close(self) -> None:
         """Called once, however the run ends."""
 
 
 def numbers_of(metrics: dict) -> dict[str, float]:
-    """The numbers of an epoch that are shown over steps."""
-    return {name: value for name, value in metrics.items() if name not in ('epoch', 'step')}
+    """The numbers of an epoch that are shown over steps; without those that are not known (None)."""
+    return {name: value for name, value in metrics.items() if name not in ('epoch', 'step') and value is not None}
 
 
 def plots_of(workdir: Workdir) -> list[Path]:
