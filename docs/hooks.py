@@ -97,12 +97,12 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Adds the reports and plots of the experiments to the site, under `results/`."""
+    """Adds the reports, tables and plots of the experiments to the site, under `results/`."""
     from mkdocs.structure.files import File  # here, because the tests use the functions above without mkdocs
 
     folder = ROOT / RESULTS
     for path in sorted(folder.rglob('*')):
-        if path.suffix in ('.md', '.png'):
+        if path.suffix in ('.md', '.png', '.csv', '.html'):
             files.append(File.generated(config, f'results/{path.relative_to(folder)}', abs_src_path=str(path)))
     return files
 

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.ablation.records import Record
 from experiments.ablation.registration import Grid, read_grid
 from experiments.probes.position import ReadOut
-from experiments.probes.results import Count, ProbedRun, Probes
+from experiments.probes.results import DEFAULTS, Count, ProbedRun, Probes
 from experiments.report.study import Study
 from pnn_jax import accounting
 
@@ -46,6 +46,7 @@ def simulated_record(grid: Grid, arm: str, run: int, accuracy: float, *, example
         'code': {'version': '0.1.0', 'sha256': CODE, 'commit': None, 'clean': None},
     }
     config = {'model.trainable_masks': False, 'data.source': 'idx', 'seed': run}
+    config['optimizer.learning_rate'] = grid.arm(arm).learning_rate
     return Record(arm, run, grid.sha256, config, summary, history, correct)
 
 
@@ -95,4 +96,4 @@ def simulated_probes(study: Study) -> Probes:
                 )
             ]
             runs[f'{name}_seed{record.seed}'] = ProbedRun('d' * 64, 'w' * 64, counts, position)
-    return Probes({'sha256': CODE}, {'draws': 2}, runs)
+    return Probes({'sha256': CODE}, dict(DEFAULTS), runs)

@@ -43,7 +43,7 @@ ROWS = {
         Row('shared_masks', 'many masks, one set', 'shared_masks', 7),
         Row('trained_masks', 'many masks, one set, trained', 'trained_masks', 8),
         # Row 4 with one mask, or one of its controls. All have the weights of row 4.
-        Row('one_mask', 'row 4 with one mask per channel', 'noise_masks', changes=ONE),
+        Row('one_mask', 'row 4 with one mask per channel, noise level 0.5', 'noise_masks', changes=ONE),
         Row(
             'flat_mask',
             'row 4 with one number per channel for a mask',

@@ -13,25 +13,29 @@ network. Then a linear classifier reads from the features at one position in whi
 A network without masks cannot notice where a tile is: its accuracy stays when tiles are permuted. A mask that is a
 code of position loses as much when it is exchanged as when the tiles change places.
 
-FILE is written after every run. Called again, the command keeps the runs that are in it and probes the others.
+FILE is written after every run. Called again, the command keeps the runs that are in it and probes the others. Commands
+that run side by side need a FILE each; `experiments.report` takes several.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.command import Parser, exit_code, whole_number
+from experiments.command import Parser, exit_code, make_folder, whole_number
 from experiments.probes.changes import all_changes
 from experiments.probes.network import ProbedNetwork
 from experiments.probes.position import ReadOut, read_out, sampled
-from experiments.probes.results import BATCH_NORMS, Count, ProbedRun, Probes, read_probes, table_of
+from experiments.probes.results import BATCH_NORMS, DEFAULTS, Count, ProbedRun, Probes, read_probes, table_of
 from pnn_jax.data import Dataset
 from pnn_jax.data.dataset import Split
 from pnn_jax.errors import InputError, one_line, os_reason
@@ -39,6 +43,7 @@ from pnn_jax.models.variables import init_variables
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.run.provenance import provenance
+from pnn_jax.runtime import CPU_XLA_FLAGS, restart_with_huge_pages
 from pnn_jax.train_step import Variables
 
 FIRST_MASK_SEED = 1_000_000  # of the other masks; far from the mask seeds of runs
@@ -48,11 +53,12 @@ def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.probes', __doc__)
     parser.add_path('run_dir', nargs='+', help='workdir of a finished run; several seeds: the folder of one')
     parser.add_path('--json', required=True, help='file of the counts')
-    parser.add_argument('--draws', type=whole_number(), default=3, help='random draws of every change that has any')
-    parser.add_argument('--batch_size', type=whole_number(), default=500, help='also of the recalibration')
-    parser.add_argument('--recalibration_images', type=whole_number(), default=10_000, help='training images')
-    parser.add_argument('--fitted_images', type=whole_number(), default=2_000, help='for the read-out: training images')
-    parser.add_argument('--held_out_images', type=whole_number(), default=1_000, help='for the read-out: test images')
+    parser.add_argument('--draws', type=whole_number(), help='random draws of every change that has any')
+    parser.add_argument('--batch_size', type=whole_number(), help='also of the recalibration')
+    parser.add_argument('--recalibration_images', type=whole_number(), help='training images')
+    parser.add_argument('--fitted_images', type=whole_number(), help='for the read-out: training images')
+    parser.add_argument('--held_out_images', type=whole_number(), help='for the read-out: test images')
+    parser.set_defaults(**DEFAULTS)
     args = parser.parse_args(argv)
     names = [path.name for path in args.run_dir]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -107,14 +113,20 @@ def probe_positions(network: ProbedNetwork, variables: Variables, dataset: Datas
     return [read_out(name, fitted[name], held_out[name]) for name in network.maps]
 
 
-def probe_run(run: Run, network: ProbedNetwork, dataset: Dataset, args) -> ProbedRun:
-    """All counts of one run."""
-    test, image_shape = dataset.test, dataset.test.images.shape[1:]
+def draws_of_masks(model: nn.Module, image_shape: tuple[int, ...]) -> Callable[[int], Variables]:
+    """Number of a draw -> variables of which only the masks are used. Every run of one network gets the same draws."""
 
+    @functools.cache
     def draw_masks(draw: int) -> Variables:
         mask_key = jax.random.key(FIRST_MASK_SEED + draw)
-        return jax.device_get(init_variables(run.model, image_shape, key=jax.random.key(0), mask_key=mask_key))
+        return jax.device_get(init_variables(model, image_shape, key=jax.random.key(0), mask_key=mask_key))
 
+    return draw_masks
+
+
+def probe_run(run: Run, network: ProbedNetwork, draw_masks: Callable, dataset: Dataset, args) -> ProbedRun:
+    """All counts of one run."""
+    test = dataset.test
     calibration = some_of(dataset.train, args.recalibration_images)
     map_shape = network.map_shape(run.variables, test.images)
     counts = []
@@ -145,11 +157,14 @@ def kept_runs(path: Path, probes: Probes) -> dict[str, ProbedRun]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    names = ('draws', 'batch_size', 'recalibration_images', 'fitted_images', 'held_out_images')
-    probes = Probes(dict(provenance()), {name: getattr(args, name) for name in names}, {})
+    os.environ.setdefault('XLA_FLAGS', CPU_XLA_FLAGS)  # read when jax first uses a device
+    probes = Probes(dict(provenance()), {name: getattr(args, name) for name in DEFAULTS}, {})
     probes.runs.update(kept_runs(args.json, probes))
+    for workdir in args.run_dir:
+        recorded_digest(workdir)  # before the first hour of work: all of them must be finished runs
+    make_folder(args.json.parent, '--json')
     console = Console(soft_wrap=True)
-    networks: dict[str, ProbedNetwork] = {}
+    networks: dict[str, tuple[ProbedNetwork, Callable]] = {}
     dataset = None
     for workdir in args.run_dir:
         run = load_run(workdir)
@@ -160,12 +175,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = run.config.data
         architecture = f'{run.config.model.to_json()} {data.mean} {data.std} {run.num_classes}'
         if architecture not in networks:
-            networks[architecture] = ProbedNetwork(run.model, data.mean, data.std, run.config.model.dtype)
-        probes.runs[workdir.name] = probe_run(run, networks[architecture], dataset, args)
+            network = ProbedNetwork(run.model, data.mean, data.std, run.config.model.dtype)
+            networks[architecture] = network, draws_of_masks(run.model, dataset.test.images.shape[1:])
+        probes.runs[workdir.name] = probe_run(run, *networks[architecture], dataset, args)
         probes.write(args.json)
         console.print(table_of({workdir.name: probes.runs[workdir.name]}))
     console.print(f'{len(probes.runs)} runs: {args.json}')
 
 
 if __name__ == '__main__':
+    restart_with_huge_pages('experiments.probes')
     sys.exit(exit_code(main))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,14 @@ from pnn_jax.errors import InputError, one_line, os_reason
 
 BATCH_NORMS = ('stored', 'recalibrated')
 TRAINED = 'as trained'  # the name of the unchanged network
+# How much is drawn and counted, unless the command says otherwise.
+DEFAULTS = {
+    'draws': 3,
+    'batch_size': 500,
+    'recalibration_images': 10_000,
+    'fitted_images': 2_000,
+    'held_out_images': 1_000,
+}
 
 
 class Count(NamedTuple):
@@ -101,6 +109,20 @@ class Probes:
             for name, run in self.runs.items()
         }
         write_file(path, json.dumps({'code': self.code, 'settings': self.settings, 'runs': runs}, indent=1) + '\n')
+
+
+def merged_probes(paths: Sequence[Path]) -> Probes:
+    """The probes of several files, which commands that ran side by side wrote.
+
+    Raises:
+        InputError: a file is not one of probes, or they were made by different code or with different settings.
+    """
+    first, *others = (read_probes(path) for path in paths)
+    for path, probes in zip(paths[1:], others, strict=True):
+        if (probes.settings, probes.code.get('sha256')) != (first.settings, first.code.get('sha256')):
+            raise InputError(f'{path}: was made by other code or with other settings than {paths[0]}')
+        first.runs.update(probes.runs)
+    return first
 
 
 def read_probes(path: Path) -> Probes:

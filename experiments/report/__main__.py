@@ -13,6 +13,7 @@ before the runs of its primary comparisons are complete. Records that different 
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from experiments.ablation.registration import read_grid
 from experiments.ablation.runs import Run
 from experiments.command import Parser, exit_code, make_folder, replace_section, write_file
 from experiments.counting.outcomes import Outcomes, read_outcomes
-from experiments.probes.results import Probes, read_probes
+from experiments.probes.results import Probes, merged_probes
 from pnn_jax.errors import InputError
 from pnn_jax.extras import imports_of_command
 from pnn_jax.stats import MIN_RUNS
@@ -34,12 +35,21 @@ with imports_of_command('experiments.report', 'experiments'):
     import altair as alt
 
     from experiments.report import charts, render, tables
-    from experiments.report.analysis import Finding, accuracies, findings
+    from experiments.report.analysis import (
+        Finding,
+        accuracies,
+        collapsed_arms,
+        findings,
+        pooled_arms,
+        spread_for,
+        values_of,
+    )
     from experiments.report.counted import Counted, count_all
     from experiments.report.mechanism import check_probes, evidence
     from experiments.report.study import Study, is_collapsed, read_study
 
 LONG_RUN = 'counting/long_run'  # outcomes of the run that experiments/counting/long_run.py describes
+LONG_RUN_TEXT = ' (LeNet without masks, 2,000 training images of Fashion-MNIST, 150 epochs; no arm of this grid)'
 EXPECTED_ORDERS = 100  # random orders of which the mean and the deviation are shown
 
 
@@ -48,7 +58,10 @@ def parse(argv: Sequence[str] | None):
     parser.add_argument('--grid', required=True, help='name of a grid, or its TOML file')
     parser.add_path('--results', default='experiments/results', help='folder of the records')
     parser.add_path(
-        '--probes', help='what experiments.probes wrote; default: RESULTS/<grid>/report/probes.json if there'
+        '--probes',
+        action='append',
+        default=[],
+        help='what experiments.probes wrote; may be repeated; default: RESULTS/<grid>/report/probes.json if there',
     )
     parser.add_path(
         '--counting', help=f'the run that is recounted, workdir or record; default: of the grid, or RESULTS/{LONG_RUN}'
@@ -59,21 +72,27 @@ def parse(argv: Sequence[str] | None):
     return parser.parse_args(argv)
 
 
-def recounted(study: Study, path: Path | None, results: Path) -> Outcomes | None:
-    """The run that is counted in every way, if there is one.
+def recounted(study: Study, path: Path | None, results: Path) -> tuple[Outcomes | None, str]:
+    """The run that is counted in every way, if there is one, and in words what it is, if it is not one of the grid.
 
     Args:
         study: its first run of the reference is taken, if its epochs were evaluated on the test images.
         path: a run that a user names; it goes before the others.
         results: where the long run lies that is taken otherwise.
+
+    Raises:
+        InputError: the run that the user names was evaluated only once.
     """
     if path is not None:
-        return read_outcomes(path)
+        outcomes = read_outcomes(path)
+        if len(outcomes.correct) < 2:
+            raise InputError(f'--counting={path}: has one evaluated epoch; a curve needs at least two')
+        return outcomes, ''
     record = (study.arms.get(study.grid.reference) or study.records)[0]
     if len(record.correct) > 1:
-        return Outcomes(record.name, record.correct, None)
+        return Outcomes(record.name, record.correct, None), ''
     long_run = results / LONG_RUN
-    return read_outcomes(long_run) if long_run.exists() else None
+    return (read_outcomes(long_run), LONG_RUN_TEXT) if long_run.exists() else (None, '')
 
 
 def draw(
@@ -92,9 +111,13 @@ def draw(
     return drawn
 
 
-def context_of(study: Study, found: list[Finding], probes: Probes | None, outcomes: Outcomes | None) -> dict[str, Any]:
+def context_of(
+    study: Study, found: list[Finding], probes: Probes | None, outcomes: Outcomes | None, outcomes_text: str
+) -> dict[str, Any]:
     """What the templates show, except for the charts."""
     some = study.records[0]
+    commits = {(record.summary.get('code') or {}).get('commit') for record in study.records}
+    missing = collections.Counter(run.arm.name for run in study.missing)
     counted = outcomes and count_all(outcomes.name, outcomes.correct)
     batch_size = counted and counted.batch_sizes[counted.first]
     reference = study.arms.get(study.grid.reference)
@@ -102,6 +125,10 @@ def context_of(study: Study, found: list[Finding], probes: Probes | None, outcom
         'study': study,
         'findings': found,
         'codes': [code[:12] for code in study.codes()],
+        'commits': sorted(commit[:12] for commit in commits if commit),
+        'missing_by_arm': ', '.join(f'{count} of {arm}' for arm, count in missing.items()),
+        'pooled': pooled_in_words(study),
+        'draws': probes and probes.settings.get('draws'),
         'test_examples': some.summary['final_test_count'],
         'epochs': len(some.history),
         'validated': 'validation_accuracy' in some.history[0],
@@ -116,11 +143,21 @@ def context_of(study: Study, found: list[Finding], probes: Probes | None, outcom
         'probes': None if probes is None else tables.probes_table(study, probes),
         'position': None if probes is None else tables.position_table(study, probes),
         'counted': counted,
+        'counted_what': outcomes_text,
         'counted_batch_size': batch_size,
         'expected_orders': EXPECTED_ORDERS,
         'counting': outcomes and tables.counting_table(outcomes.correct, batch_size, EXPECTED_ORDERS),
         'published': tables.published_table(),
     }
+
+
+def pooled_in_words(study: Study) -> str:
+    """The pooled standard deviation, and of which arms it is."""
+    values, collapsed = values_of(study), collapsed_arms(study)
+    arms = pooled_arms(study.grid, values, collapsed)
+    spread = spread_for(study.grid, values, collapsed, ())
+    which = 'all arms that are not exploratory' if arms == study.grid.pooled_arms else ', '.join(arms)
+    return f'of {spread.deviation:.2f} points, pooled over {which} ({spread.degrees:g} degrees of freedom)'
 
 
 def _names(runs: Sequence[Run]) -> str:
@@ -142,12 +179,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'{_names(study.missing)}'
         )
     folder = args.results / grid.name / 'report'
-    probes_path = args.probes or folder / 'probes.json'
-    probes = read_probes(probes_path) if args.probes or probes_path.exists() else None
+    probes_paths = args.probes or [path for path in [folder / 'probes.json'] if path.exists()]
+    probes = merged_probes(probes_paths) if probes_paths else None
     if probes is not None:
         check_probes(study, probes)
     found = findings(study)
-    context = context_of(study, found, probes, recounted(study, args.counting, args.results))
+    context = context_of(study, found, probes, *recounted(study, args.counting, args.results))
     drawn = draw(study, found, probes, context['counted'])
     context |= {'drawn': drawn} | {f'alt_{name}': charts.title_of(chart) for name, chart in drawn.items()}
 

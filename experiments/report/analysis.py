@@ -38,6 +38,7 @@ class Judgement(NamedTuple):
         margin_p_value: adjusted likewise. Of 'the difference is at least the margin'; for non-inferiority, of 'the
             first arm is worse by less than the margin'.
         verdict: None where an arm has too few runs.
+        within_margin: of a difference: there is evidence that it is below the margin, whatever the verdict.
     """
 
     comparison: Comparison
@@ -45,6 +46,7 @@ class Judgement(NamedTuple):
     p_value: float
     margin_p_value: float
     verdict: stats.Verdict | None
+    within_margin: bool
 
     @property
     def verdict_text(self) -> str:
@@ -55,9 +57,15 @@ class Judgement(NamedTuple):
         if self.comparison.kind == 'non_inferiority':
             words = {'equivalent': f'not worse by {margin} or more', 'worse': f'worse by {margin} or more'}
         elif self.comparison.kind == 'interaction':
-            words = {'equivalent': f'equivalent within {margin}', 'better': 'larger', 'worse': 'smaller'}
+            words = {
+                'equivalent': f'equivalent within {margin}',
+                'better': 'the first is more positive',
+                'worse': 'the first is more negative',
+            }
         else:
             words = {'equivalent': f'equivalent within {margin}'}
+            if self.within_margin:
+                words |= {word: f'{word}, by less than {margin}' for word in ('better', 'worse')}
         return words.get(self.verdict, self.verdict)
 
 
@@ -71,19 +79,39 @@ def judge_all(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collect
             hide every difference; a comparison with such an arm uses the spread of its own arms.
     """
     found = [one for one in grid.comparisons if all(len(values.get(arm, ())) for arm in one.arms)]
-    pooled = _spread([values[arm] for arm in grid.pooled_arms if arm in values and arm not in collapsed])
-    differences = []
-    for comparison in found:
-        arms = [values[arm] for arm in comparison.arms]
-        own = grid.analysis.spread == 'pair' or not set(comparison.arms).isdisjoint(collapsed)
-        spread = _spread(arms) if own else pooled
-        differences.append(stats.contrast(arms, WEIGHTS[comparison.kind], spread=spread))
+    differences = [
+        stats.contrast(
+            [values[arm] for arm in comparison.arms],
+            WEIGHTS[comparison.kind],
+            spread=spread_for(grid, values, collapsed, comparison.arms),
+        )
+        for comparison in found
+    ]
     tests = [_tests(*pair) for pair in zip(found, differences, strict=True)]
     adjusted = _adjusted(grid, [one.family for one in found], tests)
     return [
-        Judgement(comparison, difference, *p_values, _verdict(comparison, difference, *p_values, grid, values))
+        Judgement(
+            comparison,
+            difference,
+            *p_values,
+            _verdict(comparison, difference, *p_values, grid, values),
+            within_margin=p_values[1] < grid.analysis.level,
+        )
         for comparison, difference, p_values in zip(found, differences, adjusted, strict=True)
     ]
+
+
+def pooled_arms(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collection[str]) -> list[str]:
+    """Names of the arms whose spread is pooled."""
+    return [arm for arm in grid.pooled_arms if arm in values and arm not in collapsed]
+
+
+def spread_for(
+    grid: Grid, values: Mapping[str, stats.Values], collapsed: Collection[str], arms: Sequence[str]
+) -> stats.Spread:
+    """The spread with which some arms are compared: the pooled one, or their own, by the rule of the grid."""
+    own = grid.analysis.spread == 'pair' or not set(arms).isdisjoint(collapsed)
+    return _spread([values[arm] for arm in (arms if own else pooled_arms(grid, values, collapsed))])
 
 
 def _spread(arms: Sequence[stats.Values]) -> stats.Spread:
@@ -182,11 +210,21 @@ def accuracies(records: Iterable[Record]) -> list[float]:
     return [100 * record.accuracy for record in records]
 
 
+def values_of(study: Study) -> dict[str, list[float]]:
+    """Name of every arm that is compared -> the accuracies of its runs, in percent."""
+    return {name: accuracies(records) for name, records in study.compared.items()}
+
+
+def collapsed_arms(study: Study) -> set[str]:
+    """Names of the arms with collapsed runs, of those that are compared."""
+    rule = study.grid.collapse
+    return {name for name, records in study.compared.items() if any(is_collapsed(one, rule) for one in records)}
+
+
 def findings(study: Study) -> list[Finding]:
     """Every comparison of the grid of which all arms have records; of a registration, all of their records."""
     grid, arms = study.grid, study.compared
-    collapsed = {name for name, records in arms.items() if any(is_collapsed(one, grid.collapse) for one in records)}
-    judgements = judge_all(grid, {name: accuracies(records) for name, records in arms.items()}, collapsed)
+    judgements = judge_all(grid, values_of(study), collapsed_arms(study))
     sensitivity = dict.fromkeys(range(len(judgements)))
     if all(recalibrated(record) is not None for records in arms.values() for record in records):
         values = {name: [recalibrated(record) for record in records] for name, records in arms.items()}

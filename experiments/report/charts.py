@@ -71,16 +71,18 @@ def forest(findings: list[Finding]) -> alt.LayerChart:
     tooltip = ['question:N', 'points:Q', 'interval:N']
     x = alt.X('minus_margin:Q', title='difference (percentage points)')
     band = base.mark_bar(color=GREEN, opacity=0.13).encode(x=x, x2='margin:Q')
+    limit = base.mark_tick(color=GREEN, thickness=2, size=40).encode(x='limit:Q')
     dots = alt.Chart(alt.Data(values=runs)).mark_point(color=GREY, size=28, yOffset=12)
     interval = base.mark_rule(color=BLUE, size=3).encode(x='low:Q', x2='high:Q', tooltip=tooltip)
     estimate = base.mark_point(color=BLUE, filled=True, size=90, opacity=1).encode(x='points:Q', tooltip=tooltip)
-    chart = alt.layer(band, _zero(), dots.encode(x='points:Q', y=row), interval, estimate)
+    chart = alt.layer(band, limit, _zero(), dots.encode(x='points:Q', y=row), interval, estimate)
     return chart.properties(
         height=66 * len(findings),
         title=_title(
             'Difference between two arms',
             'Blue: mean and 95% interval. Circles: runs of the first arm, minus the mean of the second. '
-            'Green: too small to matter.',
+            'Green area: too small to matter. Green line: the margin, where the question is whether the first arm is '
+            'worse by that much.',
         ),
     )
 
@@ -88,11 +90,14 @@ def forest(findings: list[Finding]) -> alt.LayerChart:
 def _estimate(finding: Finding) -> dict[str, Any]:
     """A finding as data of the forest plot."""
     low, high = (None, None) if finding.interval is None else (round(value, 3) for value in finding.interval)
+    margin = finding.comparison.margin
+    one_sided = finding.comparison.kind == 'non_inferiority'
     return {
         'question': finding.comparison.question,
         'points': round(finding.estimate, 3),
-        'margin': finding.comparison.margin,
-        'minus_margin': -finding.comparison.margin,
+        'margin': None if one_sided else margin,
+        'minus_margin': None if one_sided else -margin,
+        'limit': -margin if one_sided else None,
         'low': low,
         'high': high,
         'interval': finding.interval_text,
@@ -143,7 +148,7 @@ def probes(study: Study, found: Probes) -> alt.LayerChart:
 def _losses(study: Study, found: Probes) -> tuple[list[dict], list[dict]]:
     """The data of the chart of probes: a mean for every arm, change and batch norm, and the values of every run."""
     means, runs = [], []
-    for name in probed_arms(study, found):
+    for name in _charted(study, found):
         for change in found.changes:
             for norm, losses in losses_of(study, found, name, change).items():
                 entry = {'arm': name, 'change': change, 'batch norm': norm}
@@ -154,16 +159,21 @@ def _losses(study: Study, found: Probes) -> tuple[list[dict], list[dict]]:
     return means, runs
 
 
+def _charted(study: Study, found: Probes) -> list[str]:
+    """The probed arms without exploratory ones, which have a run each; more arms than that are too many colours."""
+    return [name for name in probed_arms(study, found) if not study.grid.arm(name).exploratory]
+
+
 def position(study: Study, found: Probes) -> alt.LayerChart:
     """How well position can be read from the maps of a network, from the stem to the last stage."""
     values = [
         {'arm': name, 'map': one.map.split('_')[0], 'correct': 100 * one.correct / one.count, 'chance': 100 / one.tiles}
-        for name in probed_arms(study, found)
+        for name in _charted(study, found)
         for run in found.of_arm(name)
         for one in run.position
     ]
     maps = list(dict.fromkeys(entry['map'] for entry in values))
-    arms = probed_arms(study, found)
+    arms = _charted(study, found)
     base = alt.Chart(alt.Data(values=values))
     x = alt.X('map:O', sort=maps, title='features behind', axis=alt.Axis(labelAngle=0))
     y = alt.Y('mean(correct):Q', title='tile named correctly (%)', scale=alt.Scale(domain=[0, 100]))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.probes.results import Probes
+from experiments.probes.results import DEFAULTS, Probes
 from experiments.report.analysis import Finding, signed
 from experiments.report.study import Study
 from experiments.report.tables import losses_of
@@ -52,27 +52,33 @@ def _from_probes(study: Study, probes: Probes) -> Iterator[str]:
     lost = lambda arm, change: _mean_loss(study, probes, arm, change)
     other, tiles = lost(MASK, 'other masks'), lost(MASK, 'tiles permuted')
     yield (
-        f'With other masks, a trained `{MASK}` loses {other:.1f} points, batch norms recalibrated. So the weights '
+        f'With other masks, a trained `{MASK}` loses {_points(other)} points, batch norms recalibrated. So the weights '
         f'{"depend" if other > 1 else "hardly depend"} on the masks that they were trained with.'
     )
     share = f', which is {100 * tiles / other:.0f}% of that' if other > 1 else ''
-    without = f' `{NONE}` loses {lost(NONE, "tiles permuted"):.1f}.' if probes.of_arm(NONE) else ''
+    without = f' `{NONE}` loses {_points(lost(NONE, "tiles permuted"))}.' if probes.of_arm(NONE) else ''
     yield (
-        f'With its own masks and the tiles permuted, it loses {tiles:.1f} points{share}. A mask that is only a code of '
-        f'the position would lose all of it.{without}'
+        f'With its own masks and the tiles permuted, it loses {_points(tiles)} points{share}. If masks were only a '
+        f'code of the position, it would lose as much as with other masks.{without}'
     )
     if probes.of_arm(NONE):
         read = {arm: _read_from_last_map(probes, arm) for arm in (MASK, NONE)}
         chance = 100 / probes.of_arm(MASK)[0].position[-1].tiles
         yield (
-            f'From the last map the tile is named correctly in {read[MASK]:.0f}% with masks and in {read[NONE]:.0f}% '
-            f'without (chance: {chance:.0f}%). The difference is what masks tell about the position.'
+            f'From the last map the tile is named correctly in {read[MASK]:.1f}% with masks and in {read[NONE]:.1f}% '
+            f'without (chance: {chance:.1f}%). What `{FLAT}` has in the table says how much of the difference comes '
+            'from the masks as a code of the position.'
         )
 
 
 def _mean_loss(study: Study, probes: Probes, arm: str, change: str) -> float:
     """Points that a change costs with recalibrated batch norms, mean over the runs of an arm."""
     return float(np.mean(losses_of(study, probes, arm, change)['recalibrated']))
+
+
+def _points(value: float) -> str:
+    """One digit, and never '-0.0'."""
+    return f'{round(value, 1) + 0.0:.1f}'
 
 
 def _read_from_last_map(probes: Probes, arm: str) -> float:
@@ -99,15 +105,24 @@ def _from_arms(findings: list[Finding]) -> Iterator[str]:
 
 
 def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterator[str]:
-    """What a mask is by the registered rule, where all that it needs is there."""
+    """What a mask is by the registered rule, or what is missing for it."""
+    if not study.grid.registration:
+        return
     verdicts = {one.comparison.arms: one.judgement for one in findings}
     against_ramp = verdicts.get((MASK, RAMP))
-    all_probed = len(probes.of_arm(MASK)) == len(study.arms[MASK])
-    if not study.grid.registration or against_ramp is None or against_ramp.verdict is None or not all_probed:
+    missing = []
+    if against_ramp is None or against_ramp.verdict is None:
+        missing.append(f'the comparison with `{RAMP}`')
+    if len(probes.of_arm(MASK)) < len(study.arms[MASK]):
+        missing.append(f'the probes of all runs of `{MASK}`')
+    if probes.settings != DEFAULTS:
+        missing.append('probes with the default settings')
+    if missing or against_ramp is None:
+        yield f'By the registered rule nothing is concluded: {", ".join(missing)} would be needed.'
         return
     other, tiles = (_mean_loss(study, probes, MASK, change) for change in ('other masks', 'tiles permuted'))
     if other < 1:
-        yield f'By the registered rule **it is open what a mask is**: other masks cost only {other:.1f} points.'
+        yield f'By the registered rule **it is open what a mask is**: other masks cost only {_points(other)} points.'
         return
     share = tiles / other
     if share < MORE_THAN_POSITION:

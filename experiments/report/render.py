@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -70,12 +71,15 @@ def page(text: str, tables: Mapping[str, str], drawn: Mapping[str, alt.TopLevelM
     )
     body = markdown_it.MarkdownIt('commonmark', {'html': False}).enable('table').render(text)
     body = body.replace('<blockquote>', '<div class="headline">').replace('</blockquote>', '</div>')
-    body = body.replace('<table>', '<div class="table"><table>').replace('</table>', '</table></div>')
+    # A table that is wider than the screen is scrolled; with `tabindex` also by keyboard.
+    region = '<div class="table" tabindex="0" role="region" aria-label="table"><table>'
+    body = body.replace('<table>', region).replace('</table>', '</table></div>')
     for name, content in tables.items():
         data = base64.b64encode(content.encode()).decode()
         body = body.replace(f'href="{name}"', f'download="{name}" href="data:text/csv;charset=utf-8;base64,{data}"')
-    for name in drawn:
-        chart = f'<div class="chart" id="chart-{name}"></div>'
+    for name, one in drawn.items():
+        title = html.escape(charts.title_of(one), quote=True)
+        chart = f'<div class="chart" id="chart-{name}" role="img" aria-label="{title}"></div>'
         if name == 'counting' and counted:
             chart = environment.get_template('controls.html.jinja').render(counted=counted) + chart
         body = re.sub(f'<p><img src="{name}\\.png"[^>]*></p>', lambda _, chart=chart: chart, body)

@@ -9,7 +9,7 @@ from experiments.ablation.records import Record
 from experiments.counting.curves import expected_reports, label_of, recount
 from experiments.probes.results import BATCH_NORMS, TRAINED, Probes
 from experiments.published import AUDIT_ROWS, REPLICATIONS
-from experiments.report.analysis import Finding, accuracies, signed
+from experiments.report.analysis import Finding, accuracies, collapsed_arms, signed, spread_for, values_of
 from experiments.report.study import Study, is_collapsed
 from pnn_jax.stats import ACCURACY, contrast, format_p_value, t_interval
 
@@ -23,16 +23,22 @@ def arms_table(study: Study) -> pd.DataFrame:
         arm = study.grid.arm(name)
         lines.append(
             {
-                'arm': f'`{name}`' + (' (exploratory)' if arm.exploratory else ''),
+                'arm': label_of_arm(study, name),
                 'what': arm.what,
                 'weights': f'{records[0].weights:,}',
-                'mask values': f'{records[0].masks:,}',
+                'stored mask values': f'{records[0].masks:,}',
+                'rate': f'{records[0].config["optimizer.learning_rate"]:g}',
                 'runs': str(len(records)),
                 'accuracy (%)': f'{np.mean(accuracies(records)):.2f}',
                 'sd and 95% CI, or each run': _spread(study, records),
             }
         )
     return pd.DataFrame(lines)
+
+
+def label_of_arm(study: Study, name: str) -> str:
+    """The name of an arm, marked where no hypothesis is about it."""
+    return f'`{name}`' + (' (exploratory)' if study.grid.arm(name).exploratory else '')
 
 
 def _spread(study: Study, records: list[Record]) -> str:
@@ -108,25 +114,24 @@ def readme_table(found: list[Finding], most: int = 8) -> pd.DataFrame:
 
 
 def gaps_table(study: Study) -> pd.DataFrame:
-    """The distance of every row of the audit from its row without noise, beside ours from our own reference.
+    """The distance of the audit's rows from its row without noise, beside ours from our own reference.
 
     Raw accuracies are of different data and networks, so they are never set beside each other.
     """
-    rows, reference = audit_arms(study), study.arms.get(study.grid.reference)
+    rows = audit_arms(study)
     reference_row = study.grid.arm(study.grid.reference).network.audit_row
-    if not reference or reference_row not in AUDIT:
-        return pd.DataFrame()
     lines = []
     for row in AUDIT_ROWS:
-        if row.number == reference_row:
+        if row.number not in rows:
             continue
         published = row.accuracy - AUDIT[reference_row].accuracy
-        ours = ['', '']
-        if name := rows.get(row.number):
-            difference = contrast([accuracies(study.arms[name]), accuracies(reference)], [1, -1])
-            low, high = difference.interval(study.grid.analysis.confidence, bounds=(-100, 100))
-            ours = [f'`{name}`', f'{signed(difference.estimate)} ({signed(low)} to {signed(high)})']
-        lines.append((f'{row.number}: {row.what}', f'{published:+.1f}', *ours))
+        name = rows[row.number]
+        arms, values = (name, study.grid.reference), values_of(study)
+        spread = spread_for(study.grid, values, collapsed_arms(study), arms)
+        difference = contrast([values[arm] for arm in arms], [1, -1], spread=spread)
+        low, high = difference.interval(study.grid.analysis.confidence, bounds=(-100, 100))
+        ours = f'{signed(difference.estimate)} ({signed(low)} to {signed(high)})'
+        lines.append((f'{row.number}: {row.what}', f'{published:+.1f}', f'`{name}`', ours))
     return pd.DataFrame(
         lines,
         columns=[
@@ -141,13 +146,13 @@ def gaps_table(study: Study) -> pd.DataFrame:
 def audit_arms(study: Study) -> dict[int, str]:
     """Number of a row of the audit -> our arm with its network, for all but the reference.
 
-    Of several arms of one network it is the first. Empty where the reference has no records or is no row of the audit.
+    Of several arms of one network it is the first. Empty where the reference is not compared or is no row of the audit.
     """
     reference = study.grid.arm(study.grid.reference).network.audit_row
-    if study.grid.reference not in study.arms or reference not in AUDIT:
+    if study.grid.reference not in study.compared or reference not in AUDIT:
         return {}
     found: dict[int, str] = {}
-    for name in study.arms:
+    for name in study.compared:
         number = study.grid.arm(name).network.audit_row
         if number and number != reference:
             found.setdefault(number, name)
@@ -173,7 +178,7 @@ def probes_table(study: Study, probes: Probes) -> pd.DataFrame:
     """Points of accuracy that every change costs, mean over runs: batch norm as stored / recalibrated."""
     lines = []
     for name in probed_arms(study, probes):
-        line = {'arm': f'`{name}`'}
+        line = {'arm': label_of_arm(study, name), 'runs': str(len(probes.of_arm(name)))}
         for change in probes.changes:
             losses = losses_of(study, probes, name, change)
             line[change] = ' / '.join(_mean_and_half_width(losses[norm]) for norm in BATCH_NORMS if losses[norm])
@@ -186,7 +191,11 @@ def position_table(study: Study, probes: Probes) -> pd.DataFrame:
     lines = []
     for name in probed_arms(study, probes):
         runs = probes.of_arm(name)
-        line = {'arm': f'`{name}`', 'chance': f'{100 / runs[0].position[0].tiles:.1f}'}
+        line = {
+            'arm': label_of_arm(study, name),
+            'runs': str(len(runs)),
+            'chance': f'{100 / runs[0].position[0].tiles:.1f}',
+        }
         for index, one in enumerate(runs[0].position):
             values = [100 * run.position[index].correct / run.position[index].count for run in runs]
             line[one.map.partition('_')[0]] = _mean_and_half_width(values)
@@ -195,6 +204,7 @@ def position_table(study: Study, probes: Probes) -> pd.DataFrame:
 
 
 def probed_arms(study: Study, probes: Probes) -> list[str]:
+    """Names of the arms with probed runs, in the order of the grid."""
     return [name for name in study.arms if probes.of_arm(name)]
 
 

@@ -11,8 +11,10 @@ function showCounting() {
   const counted = contents.counted;
   const size = Number(document.getElementById('batch-size').value);
   const order = Number(document.getElementById('order').value);
-  document.getElementById('batch-size-shown').textContent = counted.batch_sizes[size];
-  document.getElementById('order-shown').textContent = counted.orders[order];
+  for (const [id, text] of [['batch-size', counted.batch_sizes[size]], ['order', counted.orders[order]]]) {
+    document.getElementById(`${id}-shown`).textContent = text;
+    document.getElementById(id).setAttribute('aria-valuetext', text);
+  }
   const ways = counted.curves[size][order];
   const rows = Object.entries(ways).reverse().flatMap(([way, curve]) =>
     curve.map((accuracy, index) => ({counted: way, epoch: index + 1, accuracy})));
