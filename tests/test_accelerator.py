@@ -9,7 +9,7 @@ import pytest
 
 from experiments.accelerator import __main__ as command
 from experiments.accelerator import operation
-from experiments.accelerator.__main__ import GRACE, run_stages
+from experiments.accelerator.__main__ import GRACE, Device, run_stages
 from experiments.accelerator.stages import Stage, calls, stages
 from pnn_jax.errors import InputError, StoppedEarly
 
@@ -28,7 +28,7 @@ def script(name, line, minutes=0.0, **options):
 
 
 def call(found, folder, seconds=60.0, device='H100'):
-    return run_stages(found, folder, device, time.monotonic() + GRACE + seconds)
+    return run_stages(found, folder, Device('cuda', device), time.monotonic() + GRACE + seconds)
 
 
 def test_a_stage_runs_until_it_succeeds_and_then_never_again(tmp_path, capsys):
@@ -53,6 +53,42 @@ def test_a_stage_waits_for_a_call_that_has_time_for_it(tmp_path):
     assert list(json.loads((tmp_path / 'stages.json').read_text())['seconds']) == ['short']
     assert not (tmp_path / 'ran').exists()
     assert call([short, long], tmp_path, seconds=121) == 0
+
+
+def test_stages_that_fit_run_in_the_time_that_a_long_one_leaves(tmp_path):
+    long, short = script('long', 'true', minutes=2), script('short', 'true')
+    with pytest.raises(StoppedEarly, match='long needs another call'):
+        call([long, short], tmp_path)
+    assert list(json.loads((tmp_path / 'stages.json').read_text())['seconds']) == ['short']
+
+
+def test_one_file_holds_all_results_and_is_enough_to_go_on(tmp_path):
+    there, here = tmp_path / 'there', tmp_path / 'here'
+    there.mkdir()
+    here.mkdir()
+    found = lambda folder: [
+        script('speed', f'echo 3 images; echo "[3]" > {folder}/speed.json'),
+        script('other', 'exit 1'),
+    ]
+    assert call(found(there), there) == 1
+    (here / 'stages.json').write_bytes((there / 'stages.json').read_bytes())
+    assert call(found(here), here) == 1
+    progress = json.loads((here / 'stages.json').read_text())
+    assert progress['results'] == {'speed': [3]} and progress['logs'] == {'speed': ['3 images'], 'other': []}
+    assert not (here / 'speed.log').exists() and (here / 'other.log').exists()
+
+
+def test_a_stage_that_aborts_runs_again_without_triton(tmp_path, capsys):
+    aborts = script('aborts', 'case "$XLA_FLAGS" in *triton_gemm=false*) echo fine;; *) kill -ABRT $$;; esac')
+    assert call([aborts], tmp_path) == 0
+    assert 'exit code -6' in capsys.readouterr().out
+
+
+def test_a_stage_sees_one_device_and_no_cpu_in_its_place(tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+    variables = command.environment({'A': 'b'}, tmp_path, 'cuda')
+    assert (variables['CUDA_VISIBLE_DEVICES'], variables['JAX_PLATFORMS'], variables['A']) == ('2', 'cuda,cpu', 'b')
+    assert command.environment({}, tmp_path, 'tpu')['JAX_PLATFORMS'] == 'tpu,cpu'
 
 
 def test_a_stage_that_had_a_whole_call_has_failed_and_the_others_go_first(tmp_path):
@@ -101,9 +137,13 @@ def test_the_plan_divides_all_stages_among_calls_and_runs_nothing(tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     found = stages(output, tmp_path, 'audit', tmp_path)
     assert [line.split()[0] for line in lines if line.startswith('  ')] == [stage.name for stage in found]
-    for planned in calls(found, 9.5):
-        assert sum(stage.minutes for stage in planned) <= 9.5
+    minutes = (540 - GRACE) / 60
+    planned = calls(found, minutes)
+    assert sum(line.startswith('call ') for line in lines) == len(planned)
+    assert all(sum(stage.minutes for stage in one) <= minutes for one in planned)
     assert not output.exists()
+    options = [option for stage in stages(output, tmp_path, 'audit', None, torch=False) for option in stage.arguments]
+    assert not any('torch' in option for option in options)
 
 
 @pytest.mark.slow
@@ -114,12 +154,12 @@ def test_a_machine_without_accelerator_is_refused(tmp_path):
 
 
 def test_the_check_of_the_operation_finds_a_wrong_gradient(monkeypatch, capsys, quick_compilation):
-    monkeypatch.setattr(operation, 'CASES', [('relu', True, 2)])
-    monkeypatch.setattr(operation, 'SHAPE', (2, 3, 3, 4))
+    monkeypatch.setattr(operation, 'CASES', [((2, 3, 3, 4), 'relu', True, 2)])
+    monkeypatch.setattr(operation, 'NUM_MASKS', {(2, 3, 3, 4): 16})
     assert operation.main([]) == 0
     capsys.readouterr()
     right = operation.perturb_combine
     wrong = lambda x, masks, *rest, **options: right(x, 1.001 * masks, *rest, **options)
     monkeypatch.setattr(operation, 'perturb_combine', wrong)
     assert operation.main([]) == 1
-    assert 'WRONG float32 relu, shared masks, 2 outputs: error of y is' in capsys.readouterr().out
+    assert 'WRONG float32 (2, 3, 3, 4) relu, shared masks, 2 outputs: error of y is' in capsys.readouterr().out

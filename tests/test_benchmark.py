@@ -4,14 +4,16 @@ import json
 
 import pytest
 
+from experiments.benchmark import __main__ as command
 from experiments.benchmark import turns
 from experiments.benchmark.__main__ import main, parse
-from experiments.benchmark.cases import Case, scaling_cases
+from experiments.benchmark.cases import STEPS_PER_CALL, Case, scaling_cases
 from experiments.benchmark.roofline import operation_costs
 from experiments.benchmark.show import describe
 from experiments.benchmark.turns import Measurement, measure
 from experiments.command import exit_code
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, RunError
+from pnn_jax.trainer import STEPS_PER_DISPATCH
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +28,7 @@ class FakeProcess:
         LOG.append(('start', name))
 
     def turn(self, steps):
-        seconds = {'ours': 0.2, 'torch': 2.0}[self.name]
+        seconds = {'ours': 0.2, 'torch': 2.0, 'torch_compile': 1.0}[self.name]
         LOG.append((self.name, steps))
         self.turns.append((3600.0 if len(self.turns) == 2 else seconds, 2 * seconds))
         return seconds
@@ -39,12 +41,53 @@ class FakeProcess:
 def test_sides_take_turns_of_a_second_or_one_step(monkeypatch):
     LOG.clear()
     monkeypatch.setattr(turns, 'Process', FakeProcess)
-    ours, peer = measure(['ours', 'torch'], Case(7, 'train', 16), turns=3)
+    found, failures = measure(['ours', 'torch'], Case(7, 'train', 16), turns=3)
+    ours, peer = found['ours'], found['torch']
+    assert not failures
     warm_up = [('start', 'ours'), ('start', 'torch'), ('ours', 1), ('torch', 1)]
     assert warm_up + [('ours', 5), ('torch', 1)] * 3 == LOG
     assert ours.images_per_second == 80 and peer.images_per_second == 8
-    result = describe(Case(7, 'train', 16), ours, peer)
+    result = describe(Case(7, 'train', 16), ours, 'torch', peer)
     assert result['ratio'] == 10 and result['row'] == 7 and result['config'] == 'shared_masks'
+
+
+@pytest.mark.parametrize('when', ['start', 'turn', 'finish'])
+def test_a_side_that_fails_does_not_stop_the_others(monkeypatch, when):
+    class Failing(FakeProcess):
+        def fail(self, now):
+            if (self.name, now) == ('torch_compile', when):
+                raise RunError('torch_compile: out of memory')
+
+        def __init__(self, name, case):
+            super().__init__(name, case)
+            self.fail('start')
+
+        def turn(self, steps):
+            self.fail('turn')
+            return super().turn(steps)
+
+        def finish(self):
+            self.fail('finish')
+            return super().finish()
+
+    monkeypatch.setattr(turns, 'Process', Failing)
+    found, failures = measure(['ours', 'torch_compile', 'torch'], Case(7, 'train', 16), turns=3)
+    assert list(found) == ['ours', 'torch'] and failures == ['torch_compile: out of memory']
+
+
+def test_a_peer_on_a_cpu_is_not_compared_with_an_accelerator(monkeypatch, tmp_path, capsys):
+    machines = {'ours': 'NVIDIA H100, 16 cores', 'torch': 'cpu, 16 threads', 'torch_compile': 'NVIDIA H100, torch'}
+    found = {name: Measurement(machine, 16, 1.0, 0.2, 0.2, 100.0) for name, machine in machines.items()}
+    monkeypatch.setattr(command, 'measure', lambda *arguments: (dict(found), []))
+    file = tmp_path / 'speed.json'
+    argv = ['--rows=7', '--modes=train', '--peer=torch,torch_compile', f'--json={file}']
+    assert exit_code(main, argv) == 1
+    assert 'torch, Case(row=7' in capsys.readouterr().err
+    assert [result['peer'] for result in json.loads(file.read_text())] == ['torch_compile']
+
+
+def test_a_call_has_as_many_steps_as_a_dispatch_of_training():
+    assert STEPS_PER_CALL == STEPS_PER_DISPATCH
 
 
 def test_operations_and_bytes_of_a_case_counted_by_hand():
@@ -77,7 +120,7 @@ def test_a_readme_without_its_markers_is_refused_before_anything_runs(tmp_path):
     (tmp_path / 'README.md').write_text('no markers')
     with pytest.raises(InputError, match='speed: begin'):
         main(['--peer=torch', f'--readme={tmp_path / "README.md"}'])
-    with pytest.raises(InputError, match='needs rows and a peer'):
+    with pytest.raises(InputError, match='needs rows and one peer'):
         main([f'--readme={tmp_path / "README.md"}'])
 
 

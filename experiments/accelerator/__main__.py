@@ -4,9 +4,10 @@ python -m experiments.accelerator --plan                              what each 
 python -m experiments.accelerator --output=DIR                        the first call, and every further one
 python -m experiments.accelerator --output=DIR --data_path=DATA       at the end, train a grid too
 
-A call runs the stages that have not succeeded yet, one after another, and stops before its time is over. Each stage
-writes DIR/<stage>.log, and most of them DIR/<stage>.json; DIR/stages.json says which are done, and on which device. A
-stage that fails does not stop the others; the next call tries it again.
+A call runs the stages that have not succeeded yet and still fit, one after another, and stops before its time is over.
+Each stage adds to DIR/<stage>.log, and most of them write DIR/<stage>.json. DIR/stages.json says which are done, and
+holds what they measured and the end of their logs. It is the only file to keep: with it in DIR, a call on another
+machine of the same kind goes on. A stage that fails does not stop the others; the next call tries it again.
 
 Needs an accelerator, PyTorch for the comparison (pip install -e '.[verify]'), and a checkout for the golden numbers.
 
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments.accelerator.stages import Stage, calls, stages
 from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
@@ -31,24 +33,29 @@ from pnn_jax.errors import InputError, StoppedEarly
 
 GRACE = 30  # seconds that a stage gets to save and end; they are part of a call's time
 UNFINISHED = 'not done in the time of a call'
+LINES_KEPT = 100  # of every log, in stages.json
+# XLA's Triton emitter has aborted before (docs/accelerators.md). A stage that dies of a signal is run without it.
+WITHOUT_TRITON = '--xla_gpu_enable_triton_gemm=false'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    began = time.monotonic()
     options = parse(argv)
-    found = stages(options.output, options.golden, options.grid, options.data_path)
+    of_device = lambda torch: stages(options.output, options.golden, options.grid, options.data_path, torch=torch)
     if options.plan:
-        print_plan(found, options.time_budget / 60)
+        print_plan(of_device(True), (options.time_budget - GRACE) / 60)
         return 0
     device = accelerator()
     make_folder(options.output, '--output')
-    return run_stages(found, options.output, device, time.monotonic() + options.time_budget)
+    found = of_device(device.platform != 'tpu')
+    return run_stages(found, options.output, device, began + options.time_budget)
 
 
 def parse(argv: Sequence[str] | None):
     parser = Parser('experiments.accelerator', __doc__)
     parser.add_argument('--plan', action='store_true', help='print what each call would do')
     parser.add_path('--output', default='runs/accelerator', help='folder for logs and results')
-    parser.add_argument('--time_budget', type=whole_number(300), default=570, help='seconds that a call may take')
+    parser.add_argument('--time_budget', type=whole_number(60), default=540, help='seconds that a call may take')
     parser.add_path('--golden', default='tests/data', help='golden file of PyTorch, or a folder of them')
     parser.add_argument('--grid', default='audit', help='the grid to train at the end')
     parser.add_path('--data_path', help='its data; without it no grid is trained')
@@ -62,21 +69,38 @@ def print_plan(found: Sequence[Stage], minutes: float) -> None:
             print(f'  {stage.name:18} {stage.minutes:3g} min  {stage.what}')
 
 
-def accelerator() -> str:
-    """The kind of the accelerator, asked in a process that ends, because memory of a GPU is taken by the first to ask.
+class Device(NamedTuple):
+    """An accelerator.
+
+    Attributes:
+        platform: 'cuda', 'rocm' or 'tpu', as JAX_PLATFORMS names it.
+        kind: in words.
+    """
+
+    platform: str
+    kind: str
+
+
+def accelerator() -> Device:
+    """The accelerator, asked in a process that ends, because memory of a GPU is taken by the first to ask.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or something that the stages need is missing or fails.
     """
-    code = 'import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=":")'
-    answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    platform, _, kind = answer.stdout.strip().partition(':')
-    if answer.returncode or platform == 'cpu':
+    try:
+        command = [sys.executable, '-m', 'experiments.accelerator.probe']
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        raise InputError('jax does not answer within three minutes') from None
+    if answer.returncode:
+        raise InputError(f'jax or a library fails here: {last_line(answer.stderr)}')
+    platform, _, kind = answer.stdout.strip().split('\n')[-1].partition(':')
+    if platform == 'cpu':
         raise InputError('jax finds no GPU or TPU here; --plan shows what would run')
-    return kind
+    return Device(platform, kind)
 
 
-def run_stages(found: Sequence[Stage], folder: Path, device: str, end: float) -> int:
+def run_stages(found: Sequence[Stage], folder: Path, device: Device, end: float) -> int:
     """Runs the stages that have not succeeded, those that failed before last, until time.monotonic() is near `end`.
 
     Returns:
@@ -87,16 +111,19 @@ def run_stages(found: Sequence[Stage], folder: Path, device: str, end: float) ->
         StoppedEarly: stages are left for another call.
     """
     file = folder / 'stages.json'
-    progress = read_progress(file, device)
+    progress = read_progress(file, device.kind)
     left = [stage for stage in found if stage.name not in progress.seconds]
+    waiting: list[str] = []  # for a call with more time
     first = True  # a stage that had a whole call and did not finish has failed
     for stage in sorted(left, key=lambda stage: stage.name in progress.failed):
         seconds = end - time.monotonic() - GRACE
         if seconds < 60 * stage.minutes:
-            raise StoppedEarly(f'{stage.name} needs another call')
+            waiting.append(stage.name)
+            continue
         print(f'{stage.name}: {stage.what}', flush=True)
         began = time.monotonic()
-        failure = run(stage, folder / f'{stage.name}.log', seconds)
+        log = folder / f'{stage.name}.log'
+        failure = run(stage, log, environment(stage.environment, folder, device.platform), seconds)
         if failure == UNFINISHED and (stage.resumes or not first):
             raise StoppedEarly(f'{stage.name} needs another call')
         first = False
@@ -106,7 +133,12 @@ def run_stages(found: Sequence[Stage], folder: Path, device: str, end: float) ->
         else:
             progress.failed.pop(stage.name, None)
             progress.seconds[stage.name] = round(time.monotonic() - began, 1)
+        progress.logs[stage.name] = log.read_text(errors='replace').splitlines()[-LINES_KEPT:]
+        with contextlib.suppress(OSError, ValueError):  # not every stage writes one; one that was killed wrote half
+            progress.results[stage.name] = json.loads((folder / f'{stage.name}.json').read_text())
         write_file(file, json.dumps(dataclasses.asdict(progress), indent=1) + '\n')
+    if waiting:
+        raise StoppedEarly(f'{waiting[0]} needs another call')
     if progress.failed:
         print(f'failed: {", ".join(progress.failed)}', file=sys.stderr)
     return 1 if progress.failed else 0
@@ -120,11 +152,15 @@ class Progress:
         device: the kind of the accelerator.
         seconds: stage that succeeded -> how long it took.
         failed: stage that failed -> why.
+        results: stage -> what it measured: the content of its JSON file.
+        logs: stage -> the last lines of its log.
     """
 
     device: str
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    logs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def read_progress(file: Path, device: str) -> Progress:
@@ -144,12 +180,20 @@ def read_progress(file: Path, device: str) -> Progress:
     return progress
 
 
-def run(stage: Stage, log: Path, seconds: float) -> str:
+def run(stage: Stage, log: Path, variables: dict[str, str], seconds: float) -> str:
     """Runs a stage for at most `seconds`; returns why it failed, or ''."""
-    with log.open('w') as file:
-        process = subprocess.Popen(
-            stage.command, stdout=file, stderr=subprocess.STDOUT, env=environment(stage.environment)
-        )
+    end = time.monotonic() + seconds
+    failure = _run(stage, log, variables, seconds)
+    if 'ended with exit code -' in failure or failure.startswith('exit code -'):  # an abort, in it or in its process
+        flags = f'{variables.get("XLA_FLAGS", "")} {WITHOUT_TRITON}'.strip()
+        print(f'  {failure}; again with XLA_FLAGS={flags}', flush=True)
+        failure = _run(stage, log, variables | {'XLA_FLAGS': flags}, end - time.monotonic())
+    return failure
+
+
+def _run(stage: Stage, log: Path, variables: dict[str, str], seconds: float) -> str:
+    with log.open('a') as file:
+        process = subprocess.Popen(stage.command, stdout=file, stderr=subprocess.STDOUT, env=variables)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -160,17 +204,29 @@ def run(stage: Stage, log: Path, seconds: float) -> str:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
                 process.kill()
-    return f'exit code {code}: {last_line(log)}' if code else ''
+    return f'exit code {code}: {last_line(log.read_text(errors="replace"))}' if code else ''
 
 
-def environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """PyTorch and JAX share the device, so neither may take all of its memory at its start."""
-    return os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} | changes
+def environment(changes: Mapping[str, str], folder: Path, platform: str) -> dict[str, str]:
+    """The variables of a stage.
+
+    PyTorch and JAX share the device, so neither may take all of its memory at its start. A GPU that fails must not be
+    replaced by the CPU. One device is compared with one. What a stage compiled is there when it is tried again.
+    """
+    variables = os.environ | {
+        'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+        'JAX_PLATFORMS': f'{platform},cpu',
+        'JAX_COMPILATION_CACHE_DIR': str((folder / 'programs').absolute()),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    if platform == 'cuda':
+        variables['CUDA_VISIBLE_DEVICES'] = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
+    return variables | changes
 
 
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors='replace').split('\n')
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), 'no output')
+def last_line(text: str) -> str:
+    """The last line that is not empty, cut to a length that can be read."""
+    return next((line.strip()[:300] for line in reversed(text.split('\n')) if line.strip()), 'no output')
 
 
 if __name__ == '__main__':

@@ -26,13 +26,14 @@ NEED_A_SLOPE = ('lrelu', 'prelu', 'rrelu')
 
 # Allowed errors; on a CPU the largest ones are 5e-7 and 4e-3.
 TOLERANCES = {'float32': 5e-6, 'bfloat16': 1e-2}
-SHAPE = 16, 8, 8, 32  # b, h, w, channels
-NUM_MASKS = 16
+SMALL, LARGE = (16, 8, 8, 32), (16, 32, 32, 128)  # b, h, w, channels; the second is that of the first layers of row 7
+NUM_MASKS = {SMALL: 16, LARGE: 64}
 
-# (activation, share_masks, outputs)
+# (shape, activation, share_masks, outputs)
 CASES = [
-    *((activation, False, 2) for activation in ACTIVATIONS),
-    *itertools.product(['prelu'], (False, True), (1, 2, 4)),
+    *((SMALL, activation, False, 2) for activation in ACTIVATIONS),
+    *itertools.product([SMALL], ['prelu'], (False, True), (1, 2, 4)),
+    *itertools.product([LARGE], ['relu'], (False, True), (1,)),
 ]
 
 
@@ -40,26 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parser('experiments.accelerator.operation', __doc__).parse_args(argv)
     print(f'device: {jax.devices()[0].device_kind}, jax {jax.__version__}')
     worst = dict.fromkeys(TOLERANCES, 0.0)
-    for dtype, (activation, share_masks, outputs) in itertools.product(TOLERANCES, CASES):
-        errors = errors_on_device(dtype, activation, share_masks, outputs)
+    for dtype, (shape, activation, share_masks, outputs) in itertools.product(TOLERANCES, CASES):
+        errors = errors_on_device(dtype, shape, activation, share_masks, outputs)
         worst[dtype] = max(worst[dtype], *errors.values())
         for name, error in errors.items():
             if not error <= TOLERANCES[dtype]:  # also where it is NaN
                 kind = 'shared' if share_masks else 'own'
-                print(f'WRONG {dtype} {activation}, {kind} masks, {outputs} outputs: error of {name} is {error:.1e}')
+                case = f'{dtype} {shape} {activation}, {kind} masks, {outputs} outputs'
+                print(f'WRONG {case}: error of {name} is {error:.1e}')
                 worst[dtype] = float('inf')
     for dtype, error in worst.items():
         print(f'{dtype}: largest error {error:.1e}, allowed {TOLERANCES[dtype]:.0e}')
     return 0 if max(worst.values()) < float('inf') else 1
 
 
-def errors_on_device(dtype: str, activation: str, share_masks: bool, outputs: int) -> dict[str, float]:
+def errors_on_device(
+    dtype: str, shape: tuple[int, int, int, int], activation: str, share_masks: bool, outputs: int
+) -> dict[str, float]:
     """Largest error of each result in relation to the largest value of that result: name -> error."""
     rng = np.random.default_rng(0)
     array = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    _, height, width, channels = SHAPE
-    x, masks = array(*SHAPE), array(height, width, 1 if share_masks else channels, NUM_MASKS)
-    weights, y_bar = array(channels, NUM_MASKS, outputs), array(*SHAPE, outputs)
+    _, height, width, channels = shape
+    num_masks = NUM_MASKS[shape]
+    x, masks = array(*shape), array(height, width, 1 if share_masks else channels, num_masks)
+    weights, y_bar = array(channels, num_masks, outputs), array(*shape, outputs)
     slope = jnp.asarray(0.25, dtype) if activation in NEED_A_SLOPE else None
     arguments = x, masks, weights, slope
     ours = jax.device_get(jax.jit(results(perturb_combine, activation))(*arguments, y_bar))

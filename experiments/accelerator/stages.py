@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROWS = range(1, 9)
+FIRST_ROWS, OTHER_ROWS = (7, 4, 1, 6), (8, 5, 2, 3)  # of the audit
 
 # Matrix products and convolutions of float32 in full precision: without TF32 on GPUs, and not in bfloat16 on TPUs.
 FULL_PRECISION = {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
@@ -38,14 +38,15 @@ class Stage:
         return [sys.executable, '-m', *self.arguments]
 
 
-def stages(folder: Path, golden: Path, grid: str, data_path: Path | None) -> list[Stage]:
-    """All stages, in order.
+def stages(folder: Path, golden: Path, grid: str, data_path: Path | None, *, torch: bool = True) -> list[Stage]:
+    """All stages, in order: what is wanted most comes first, because time on a device can end at any point.
 
     Args:
         folder: for the files that they write.
         golden: a golden file of PyTorch, or a folder of them.
         grid: the grid to train at the end.
         data_path: where its data are; without it, nothing is trained.
+        torch: whether PyTorch can use the device; on TPUs it cannot.
     """
     found = [
         Stage(
@@ -63,7 +64,7 @@ def stages(folder: Path, golden: Path, grid: str, data_path: Path | None) -> lis
             environment=FULL_PRECISION,
         ),
     ]
-    found += _speeds(folder)
+    found += _speeds(folder, torch)
     if data_path:
         options = [f'--grid={grid}', f'--data_path={data_path}', f'--output={folder / "runs"}']
         arguments = ['experiments.ablation', *options, f'--results={folder / "records"}']
@@ -71,31 +72,36 @@ def stages(folder: Path, golden: Path, grid: str, data_path: Path | None) -> lis
     return found
 
 
-def _speeds(folder: Path) -> Iterator[Stage]:
-    """Rows of the audit against PyTorch, one stage a row; the operation alone; throughput against batch size."""
+def _speeds(folder: Path, torch: bool) -> Iterator[Stage]:
+    """Rows of the audit, one stage a row; the operation alone; throughput against batch size."""
+    against, peers = (' against PyTorch and torch.compile', ['--peer=torch,torch_compile']) if torch else ('', [])
 
     def benchmark(name: str, what: str, minutes: float, *options: str) -> Stage:
         return Stage(name, what, ['experiments.benchmark', *options, f'--json={folder / name}.json'], minutes)
 
-    def rows(peer: str, title: str, minutes: float) -> Iterator[Stage]:
-        for row in ROWS:
-            name, what = f'row{row}_{peer}', f'row {row} against {title}: training, evaluation, peak memory'
-            yield benchmark(name, what, minutes, f'--rows={row}', f'--peer={peer}', '--steps=3')
+    def of_row(row: int, *options: str, name: str = '', text: str = '') -> Stage:
+        what = f'row {row}{against}{text}: training, evaluation, peak memory'
+        return benchmark(f'row{row}{name}', what, 3, f'--rows={row}', *peers, '--steps=3', *options)
 
-    yield from rows('torch', 'PyTorch', 1.5)
-    yield benchmark('roofline', 'the operation against the limits of the device', 1.5, '--rows=', '--roofline')
+    yield from map(of_row, FIRST_ROWS)
+    # With 512 images: with 16, a launch would take as long as the operation.
+    roofline = 'the operation against the limits of the device'
+    yield benchmark('roofline', roofline, 1.5, '--rows=', '--roofline', '--batch_size=512')
+    for row in FIRST_ROWS[:2]:
+        yield of_row(row, '--batch_size=128', name='_batch128', text=' with batches of 128')
     yield benchmark('batch', 'throughput against batch size', 4, '--rows=', '--scaling=batch', '--steps=3')
-    yield from rows('torch_compile', 'torch.compile', 2.5)
+    yield from map(of_row, OTHER_ROWS)
 
 
 def calls(stages: Sequence[Stage], minutes: float) -> list[list[Stage]]:
     """The stages of each call, if every stage takes its `minutes` and a call has that many."""
     planned: list[list[Stage]] = []
-    left = 0.0
-    for stage in stages:
-        if stage.minutes > left:
-            planned.append([])
-            left = minutes
-        planned[-1].append(stage)
-        left -= stage.minutes
+    waiting = list(stages)
+    while waiting:
+        call: list[Stage] = []
+        for stage in waiting:
+            if not call or sum(one.minutes for one in call) + stage.minutes <= minutes:
+                call.append(stage)
+        planned.append(call)
+        waiting = [stage for stage in waiting if stage not in call]
     return planned

@@ -16,7 +16,9 @@ ROWS = {
     8: 'trained_masks',
 }
 MODES = ('train', 'eval')
-PEERS = ('none', 'torch', 'torch_compile')
+PEERS = ('torch', 'torch_compile')
+# Steps, or batches of evaluation, between two waits for an accelerator: pnn_jax.trainer.STEPS_PER_DISPATCH.
+STEPS_PER_CALL = 20
 IMAGE_SIZE, NUM_CLASSES = 32, 10
 
 # Quantity -> its values in the scaling tables. They all measure row 7 in training.

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.benchmark.cases import MODES, ROWS, Case
+from experiments.benchmark.sides import matmul_precision
 from experiments.benchmark.turns import Measurement
 from experiments.plots import plt
 
 
-def describe(case: Case, ours: Measurement, peer: Measurement | None) -> dict:
-    """One object of the JSON file, from the measurements of a case."""
+def describe(case: Case, ours: Measurement, name: str = '', peer: Measurement | None = None) -> dict:
+    """One object of the JSON file, from the measurements of a case, beside those of a peer of this name."""
     result = {
         'row': case.row,
         'config': ROWS[case.row],
@@ -24,9 +25,11 @@ def describe(case: Case, ours: Measurement, peer: Measurement | None) -> dict:
         'cpu_seconds_per_step': ours.cpu_seconds,
         'first_step_seconds': ours.first_step_seconds,
         'machine': ours.machine,
+        'matmul_precision': matmul_precision(),
     }
     if peer:
         result |= {
+            'peer': name,
             'peer_images_per_second': peer.images_per_second,
             'ratio': ours.images_per_second / peer.images_per_second,
             'peer_peak_memory_mb': peer.peak_memory_mb,
@@ -46,6 +49,8 @@ def line_of(result: dict) -> str:
             f'| {result["milliseconds"]:.2f} ms | {result["share"]:.0%} |'
         )
     name = f'{result["row"]} {result["config"]}'
+    if result.get('peer') == 'torch_compile':
+        name += ', torch.compile'
     if 'scaling' in result:
         name += f', {result["scaling"]} {result["value"]}' + (
             f' ({style})' if (style := result.get('seed_style')) else ''

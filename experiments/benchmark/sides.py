@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from experiments.benchmark.cases import IMAGE_SIZE, NUM_CLASSES, Case
+from experiments.benchmark.cases import IMAGE_SIZE, NUM_CLASSES, STEPS_PER_CALL, Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Side:
     """One side of the comparison, ready to be measured.
 
     Attributes:
-        step: does one step and waits until it is finished.
-        images: images per step.
+        step: does one step and waits until it is finished; on accelerators STEPS_PER_CALL steps or batches, because
+            nobody waits for them after every one.
+        images: images per call of `step`.
         machine: what it runs on, in words.
         accelerator_peak: gives the peak number of bytes on the accelerator; None on CPUs, where the memory of the
             process is measured instead.
@@ -47,6 +48,7 @@ def our_side(case: Case) -> Side:
     if case.mode == 'eval':
         variables = all_variables(*runs[0])
         step = lambda: trainer.evaluate(variables)
+        images = trainer.feed.num_examples['test']
     elif case.seed_style == 'loop':
         step = train_one_after_another(trainer, runs)
         images *= trainer.feed.steps_per_dispatch
@@ -64,14 +66,16 @@ def our_side(case: Case) -> Side:
 
 def make_trainer(case: Case):
     """A trainer on random images, with its training step compiled where it is the one that is measured."""
+    import jax
+
     from pnn_jax.data import Dataset, Split
     from pnn_jax.trainer import Trainer
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (case.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels = rng.integers(0, NUM_CLASSES, case.batch_size, np.int32)
-    if case.mode == 'train':  # enough images for all steps of one dispatch
-        images, labels = np.tile(images, (20, 1, 1, 1)), np.tile(labels, 20)
+    if case.mode == 'train' or jax.default_backend() != 'cpu':  # enough images for all steps of one call
+        images, labels = np.tile(images, (STEPS_PER_CALL, 1, 1, 1)), np.tile(labels, STEPS_PER_CALL)
     split = Split(images, labels)
     trainer = Trainer.create(case.config(), Dataset('random', split, split, tuple(map(str, range(NUM_CLASSES))), ''))
     if case.mode == 'train' and case.seed_style == 'loop':
@@ -127,8 +131,13 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
     from experiments.verify.torch_twin import build_twin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if device.type == 'cuda':  # there XLA multiplies float32 matrices in TF32; torch does so in convolutions alone
-        torch.set_float32_matmul_precision('high')
+    if device.type == 'cuda':
+        # XLA multiplies float32 matrices in TF32 unless it is told otherwise; torch does so in convolutions alone.
+        exact = matmul_precision() in ('highest', 'float32')
+        torch.set_float32_matmul_precision('highest' if exact else 'high')
+        torch.backends.cudnn.allow_tf32 = not exact
+        torch.backends.cudnn.benchmark = True  # XLA tries several algorithms, too
+    calls = STEPS_PER_CALL if device.type == 'cuda' else 1
     config = case.config()
     network = build_twin(config.model, NUM_CLASSES, IMAGE_SIZE, 3).to(device)
     run = torch.compile(network) if compiled else network
@@ -141,12 +150,13 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
 
     def evaluate():
         with torch.no_grad():
-            return (run(images).argmax(1) == labels).sum().item()
+            return sum((run(images).argmax(1) == labels).sum() for _ in range(calls)).item()
 
     def train():
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(run(images), labels).backward()
-        optimizer.step()
+        for _ in range(calls):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(run(images), labels).backward()
+            optimizer.step()
         wait()
 
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -155,7 +165,12 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
     peak = torch.cuda.max_memory_allocated if device.type == 'cuda' else lambda: None
     kind = torch.cuda.get_device_name() if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
     machine = f'{kind}, torch {torch.__version__}'
-    return Side(train if case.mode == 'train' else evaluate, case.batch_size, machine, peak)
+    return Side(train if case.mode == 'train' else evaluate, calls * case.batch_size, machine, peak)
+
+
+def matmul_precision() -> str:
+    """What the user asks of products of float32 numbers on accelerators, as jax names it; 'default' for nothing."""
+    return os.environ.get('JAX_DEFAULT_MATMUL_PRECISION', 'default').lower()
 
 
 def make_side(name: str, case: Case) -> Side:

@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 from experiments.benchmark.cases import Case
@@ -21,8 +21,12 @@ SECONDS_PER_TURN = 1.0
 # The threads of OpenMP, which PyTorch uses, keep a core busy for 0.2 s after their last work.
 SECONDS_BETWEEN_TURNS = 0.4
 
-# What `pnn_jax.main` sets unless its user has.
-ENTRY_POINT = {'XLA_FLAGS': CPU_XLA_FLAGS, 'GLIBC_TUNABLES': HUGE_PAGES}
+# What `pnn_jax.main` sets unless its user has; and jax must leave memory of a GPU to PyTorch.
+ENTRY_POINT = {
+    'XLA_FLAGS': CPU_XLA_FLAGS,
+    'GLIBC_TUNABLES': HUGE_PAGES,
+    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+}
 
 
 @dataclasses.dataclass
@@ -100,16 +104,36 @@ class Process:
         return result
 
 
-def measure(names: Sequence[str], case: Case, turns: int) -> list[Measurement]:
-    """Measures all sides of a case in turn.
+def measure(names: Sequence[str], case: Case, turns: int) -> tuple[dict[str, Measurement], list[str]]:
+    """Measures all sides of a case in turn. One that fails does not stop the others.
 
     The first turn of each is not counted: it warms up, and its time says how many steps a turn should have.
+
+    Returns:
+        (name -> measurement, a line for each side that failed).
     """
-    processes = [Process(name, case) for name in names]
-    steps = [max(1, int(SECONDS_PER_TURN / process.turn(1))) for process in processes]
-    for process in processes:
-        process.turns.clear()
+    failures: list[str] = []
+    processes: dict[str, Process] = {}
+
+    def attempt(name: str, action: Callable, *arguments):
+        """The value of the action; None, and no process of that name any more, where it failed."""
+        try:
+            return action(*arguments)
+        except RunError as error:
+            failures.append(str(error))
+            processes.pop(name, None)
+            return None
+
+    for name in names:
+        if process := attempt(name, Process, name, case):
+            processes[name] = process
+    steps = {}
+    for name, process in list(processes.items()):
+        if seconds := attempt(name, process.turn, 1):
+            steps[name] = max(1, int(SECONDS_PER_TURN / seconds))
+            process.turns.clear()
     for _ in range(turns):
-        for process, count in zip(processes, steps, strict=True):
-            process.turn(count)
-    return [process.finish() for process in processes]
+        for name, process in list(processes.items()):
+            attempt(name, process.turn, steps[name])
+    found = {name: attempt(name, process.finish) for name, process in list(processes.items())}
+    return {name: one for name, one in found.items() if one is not None}, failures
