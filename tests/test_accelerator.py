@@ -78,10 +78,22 @@ def test_one_file_holds_all_results_and_is_enough_to_go_on(tmp_path):
     assert not (here / 'speed.log').exists() and (here / 'other.log').exists()
 
 
-def test_a_stage_that_aborts_runs_again_without_triton(tmp_path, capsys):
+def test_a_stage_that_aborts_runs_again_without_triton(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv('XLA_FLAGS', raising=False)
     aborts = script('aborts', 'case "$XLA_FLAGS" in *triton_gemm=false*) echo fine;; *) kill -ABRT $$;; esac')
     assert call([aborts], tmp_path) == 0
     assert 'exit code -6' in capsys.readouterr().out
+    first, last = json.loads((tmp_path / 'stages.json').read_text())['logs']['aborts']
+    assert first.endswith('again with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false') and last == 'fine'
+
+
+@pytest.mark.parametrize(('side', 'runs'), [('ours', 2), ('torch_compile', 1)])
+def test_only_an_abort_of_ours_is_tried_without_triton(tmp_path, side, runs):
+    line = (
+        f'echo run >> {tmp_path}/runs; echo "error: {side}, Case(row=7): its process ended with exit code -6"; exit 1'
+    )
+    assert call([script('row7', line)], tmp_path) == 1
+    assert (tmp_path / 'runs').read_text() == 'run\n' * runs
 
 
 def test_a_stage_sees_one_device_and_no_cpu_in_its_place(tmp_path, monkeypatch):

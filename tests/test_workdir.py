@@ -252,6 +252,24 @@ def test_files_of_an_unknown_run_are_refused(tmp_path):
         Workdir.open(tmp_path, make_config())
 
 
+def test_a_lock_that_its_owner_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """Another process was refused, and removes the file between our opening it and locking it."""
+    lock, flock = tmp_path / 'lock', fcntl.flock
+    removed = []
+
+    def locked_too_late(descriptor, operation):
+        if not removed:
+            lock.unlink()
+            removed.append(lock)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, 'flock', locked_too_late)
+    with Workdir.open(tmp_path, make_config()):
+        assert removed and lock.exists()
+        with pytest.raises(InputError, match='in use'), Workdir.open(tmp_path, make_config()):
+            pass
+
+
 def test_other_test_data_is_refused(tmp_path):
     open_with_epochs(tmp_path, 1).close()
     with Workdir.open(tmp_path, make_config()) as workdir, pytest.raises(InputError, match='trained on other data'):

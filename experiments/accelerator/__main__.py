@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -34,8 +35,9 @@ from pnn_jax.errors import InputError, StoppedEarly
 GRACE = 30  # seconds that a stage gets to save and end; they are part of a call's time
 UNFINISHED = 'not done in the time of a call'
 LINES_KEPT = 100  # of every log, in stages.json
-# XLA's Triton emitter has aborted before (docs/accelerators.md). A stage that dies of a signal is run without it.
+# XLA's Triton emitter has aborted before (docs/accelerators.md). A stage in which we die of a signal is run without it.
 WITHOUT_TRITON = '--xla_gpu_enable_triton_gemm=false'
+ABORTED = re.compile(r'^exit code -|\bours, [^;]* exit code -')  # the stage, or our process of a comparison
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,9 +186,12 @@ def run(stage: Stage, log: Path, variables: dict[str, str], seconds: float) -> s
     """Runs a stage for at most `seconds`; returns why it failed, or ''."""
     end = time.monotonic() + seconds
     failure = _run(stage, log, variables, seconds)
-    if 'ended with exit code -' in failure or failure.startswith('exit code -'):  # an abort, in it or in its process
+    if ABORTED.search(failure):
         flags = f'{variables.get("XLA_FLAGS", "")} {WITHOUT_TRITON}'.strip()
-        print(f'  {failure}; again with XLA_FLAGS={flags}', flush=True)
+        note = f'{failure}; again with XLA_FLAGS={flags}'
+        print(f'  {note}', flush=True)
+        with log.open('a') as file:  # what is measured now is to be read with this
+            file.write(f'{note}\n')
         failure = _run(stage, log, variables | {'XLA_FLAGS': flags}, end - time.monotonic())
     return failure
 

@@ -20,8 +20,8 @@ class Side:
     """One side of the comparison, ready to be measured.
 
     Attributes:
-        step: does one step and waits until it is finished; on accelerators STEPS_PER_CALL steps or batches, because
-            nobody waits for them after every one.
+        step: does one step and waits until it is finished. On accelerators it does STEPS_PER_CALL steps or batches
+            before it waits, as training does.
         images: images per call of `step`.
         machine: what it runs on, in words.
         accelerator_peak: gives the peak number of bytes on the accelerator; None on CPUs, where the memory of the
