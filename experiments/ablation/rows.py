@@ -43,28 +43,28 @@ ROWS = {
         Row('shared_masks', 'many masks, one set', 'shared_masks', 7),
         Row('trained_masks', 'many masks, one set, trained', 'trained_masks', 8),
         # Row 4 with one mask, or one of its controls. All have the weights of row 4.
-        Row('one_mask', 'row 4 with one mask per channel, noise level 0.5', 'noise_masks', changes=ONE),
+        Row('one_mask', '1x1 convolutions with one mask per channel, noise level 0.5', 'noise_masks', changes=ONE),
         Row(
             'flat_mask',
-            'row 4 with one number per channel for a mask',
+            '1x1 convolutions with one number per channel for a mask',
             'noise_masks',
             changes=ONE | {'model.noise_type': 'flat'},
         ),
         Row(
             'ramp_mask',
-            'row 4 with one linear ramp per channel for a mask',
+            '1x1 convolutions with one linear ramp per channel for a mask',
             'noise_masks',
             changes=ONE | {'model.noise_type': 'ramp'},
         ),
         Row(
             'shift',
-            'row 4 with each channel shifted by one pixel',
+            '1x1 convolutions, each channel shifted by one pixel',
             'noise_masks',
             changes=ONE | {'model.layer': 'shift'},
         ),
         Row(
             'one_random_filter',
-            'row 4 with one random 3x3 filter per channel',
+            '1x1 convolutions with one random 3x3 filter per channel',
             'noise_masks',
             changes=ONE | {'model.layer': 'random_filters'},
         ),

@@ -45,16 +45,19 @@ def plot_of(fields: dict[str, np.ndarray], title: str) -> plt.Figure:
     columns = min(4, len(fields))
     rows = -(-len(fields) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(3 * columns, 3.3 * rows + 1.1), layout='constrained', squeeze=False
+        rows, columns, figsize=(3 * columns, 3.6 * rows + 1.4), layout='constrained', squeeze=False
     )
     for axes in panels.flat[len(fields) :]:
         axes.set_axis_off()
+    for axes in panels[:, 0]:
+        axes.set_ylabel('row (pixels)')
+    for axes in panels[-1]:
+        axes.set_xlabel('column (pixels)')
     for axes, (name, field) in zip(panels.flat, fields.items(), strict=False):
         numbers = describe(field)
         shown = np.sqrt(field / max(field.max(), np.finfo(float).tiny))  # the root makes weak influence visible
         image = axes.imshow(shown, cmap='magma', vmin=0, vmax=1)
         axes.set_title(f'{name}\nsees {numbers["pixels"]} of {field.size} pixels', fontsize='small')
-        axes.set(xlabel='column (pixels)', ylabel='row (pixels)')
         axes.tick_params(labelsize='small')
     bar = figure.colorbar(image, ax=panels, location='bottom', shrink=0.5, aspect=40)
     bar.set_label('influence of the pixel, root of its share of the largest')

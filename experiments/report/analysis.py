@@ -55,7 +55,11 @@ class Judgement(NamedTuple):
             return f'no verdict: below {stats.MIN_RUNS} runs'
         margin = f'{self.comparison.margin:g} point' + ('' if self.comparison.margin == 1 else 's')
         if self.comparison.kind == 'non_inferiority':
-            words = {'equivalent': f'not worse by {margin} or more', 'worse': f'worse by {margin} or more'}
+            words = {
+                'equivalent': f'not worse by {margin} or more',
+                'worse': f'worse by {margin} or more',
+                'inconclusive': f'inconclusive whether worse by {margin} or more',
+            }
         elif self.comparison.kind == 'interaction':
             words = {
                 'equivalent': f'equivalent within {margin}',

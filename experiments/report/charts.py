@@ -23,6 +23,7 @@ PNG_WIDTH = 640
 BLUE, RED, GREEN, GREY = '#1f77b4', '#d62728', '#2ca02c', '#777777'
 COUNTED = {'exact': 'black', 'smoothed': RED, 'mean batch': BLUE, 'floored batch': '#ff7f0e'}
 SOURCE = 'counted'  # the name of the data that the controls of the page replace
+VERDICT_WIDTH = 25  # characters of a verdict in a line of a label
 LINES = "split(datum.label, '|')"  # a label of several lines
 
 
@@ -52,12 +53,12 @@ def title_of(chart: alt.TopLevelMixin) -> str:
 
 def forest(findings: list[Finding]) -> alt.LayerChart:
     """Every difference with its interval, a dot a run, and the band of differences that do not matter."""
-    label = lambda finding: '|'.join(_minus(finding)) + f'|{finding.judgement.verdict_text}'
+    label = lambda finding: '|'.join([*_minus(finding), *textwrap.wrap(finding.judgement.verdict_text, VERDICT_WIDTH)])
     row = alt.Y(
         'comparison:N',
         sort=[label(finding) for finding in findings],
         title=None,
-        axis=alt.Axis(labelExpr=LINES, labelLimit=240, ticks=False),
+        axis=alt.Axis(labelExpr=LINES, labelLimit=240, labelOffset=-20, ticks=False),
         scale=alt.Scale(padding=0),
     )
     estimates = [_estimate(finding) | {'comparison': label(finding)} for finding in findings]
@@ -77,7 +78,7 @@ def forest(findings: list[Finding]) -> alt.LayerChart:
     estimate = base.mark_point(color=BLUE, filled=True, size=90, opacity=1).encode(x='points:Q', tooltip=tooltip)
     chart = alt.layer(band, limit, _zero(), dots.encode(x='points:Q', y=row), interval, estimate)
     return chart.properties(
-        height=66 * len(findings),
+        height=76 * len(findings),
         title=_title(
             'Difference between two arms',
             'Blue: mean and 95% interval. Circles: runs of the first arm, minus the mean of the second. '
