@@ -59,13 +59,14 @@ def measure_final(workdir: Path, dataset: Dataset) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the cores that this process may use, and XLA's flags."""
+    """The processor, the cores that this process may use, XLA's flags, and the precision that jax multiplies in."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     models = [line.partition(':')[2].strip() for line in lines if line.startswith(('model name', 'CPU part'))]
     return {
         'processor': models[0] if models else platform.processor() or platform.machine(),
         'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         'xla_flags': [flag for flag in os.environ.get('XLA_FLAGS', '').split() if '/' not in flag],  # no folders
+        'matmul_precision': str(jax.config.jax_default_matmul_precision or 'default'),
     }
 
 

@@ -3,6 +3,7 @@
 python -m experiments.accelerator --plan                              what each call would do; runs nothing
 python -m experiments.accelerator --output=DIR                        the first call, and every further one
 python -m experiments.accelerator --output=DIR --data_path=DATA       at the end, train a grid too
+python -m experiments.accelerator --output=DIR --stages=golden,row7_train     these stages alone
 
 A call runs the stages that have not succeeded yet and still fit, one after another, and stops before its time is over.
 Each stage adds to DIR/<stage>.log, and most of them write DIR/<stage>.json. DIR/stages.json says which are done, and
@@ -16,6 +17,7 @@ Exit codes: 0 all stages are done; 1 some failed, and nothing else is left; 2 wr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.accelerator.stages import Stage, calls, stages
-from experiments.command import Parser, exit_code, make_folder, whole_number, write_file
+from experiments.command import Parser, exit_code, make_folder, some_of, whole_number, write_file
 from pnn_jax.errors import InputError, StoppedEarly
 
 GRACE = 30  # seconds that a stage gets to save and end; they are part of a call's time
@@ -43,13 +45,17 @@ ABORTED = re.compile(r'^exit code -|\bours, [^;]* exit code -')  # the stage, or
 def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     options = parse(argv)
-    of_device = lambda torch: stages(options.output, options.golden, options.grid, options.data_path, torch=torch)
+
+    def of_device(*, torch: bool) -> list[Stage]:
+        found = stages(options.output, options.golden, options.grid, options.data_path, torch=torch)
+        return choose(found, options.stages)
+
     if options.plan:
-        print_plan(of_device(True), (options.time_budget - GRACE) / 60)
+        print_plan(of_device(torch=True), (options.time_budget - GRACE) / 60)
         return 0
     device = accelerator()
     make_folder(options.output, '--output')
-    found = of_device(device.platform != 'tpu')
+    found = of_device(torch=device.platform != 'tpu')
     return run_stages(found, options.output, device, began + options.time_budget)
 
 
@@ -61,14 +67,28 @@ def parse(argv: Sequence[str] | None):
     parser.add_path('--golden', default='tests/data', help='golden file of PyTorch, or a folder of them')
     parser.add_argument('--grid', default='audit', help='the grid to train at the end')
     parser.add_path('--data_path', help='its data; without it no grid is trained')
+    parser.add_argument('--stages', default='', help='only these, with commas between; default: all')
     return parser.parse_args(argv)
+
+
+def choose(found: Sequence[Stage], names: str) -> list[Stage]:
+    """The stages with these names, in their own order; all of them for ''.
+
+    Raises:
+        InputError: there is no stage of that name.
+    """
+    try:
+        chosen = some_of([stage.name for stage in found])(names)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f'--stages: {error}') from None
+    return [stage for stage in found if stage.name in chosen or not chosen]
 
 
 def print_plan(found: Sequence[Stage], minutes: float) -> None:
     for number, planned in enumerate(calls(found, minutes), start=1):
         print(f'call {number}:')
         for stage in planned:
-            print(f'  {stage.name:18} {stage.minutes:3g} min  {stage.what}')
+            print(f'  {stage.name:20} {stage.minutes:3g} min  {stage.what}')
 
 
 class Device(NamedTuple):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 FIRST_ROWS, OTHER_ROWS = (7, 4, 1, 6), (8, 5, 2, 3)  # of the audit
+MODES = {'train': 'training', 'eval': 'evaluation'}
 
 # Matrix products and convolutions of float32 in full precision: without TF32 on GPUs, and not in bfloat16 on TPUs.
 FULL_PRECISION = {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
@@ -73,24 +75,26 @@ def stages(folder: Path, golden: Path, grid: str, data_path: Path | None, *, tor
 
 
 def _speeds(folder: Path, torch: bool) -> Iterator[Stage]:
-    """Rows of the audit, one stage a row; the operation alone; throughput against batch size."""
+    """Rows of the audit, in training and in evaluation; the operation alone; throughput against batch size."""
     against, peers = (' against PyTorch and torch.compile', ['--peer=torch,torch_compile']) if torch else ('', [])
 
     def benchmark(name: str, what: str, minutes: float, *options: str) -> Stage:
         return Stage(name, what, ['experiments.benchmark', *options, f'--json={folder / name}.json'], minutes)
 
-    def of_row(row: int, *options: str, name: str = '', text: str = '') -> Stage:
-        what = f'row {row}{against}{text}: training, evaluation, peak memory'
-        return benchmark(f'row{row}{name}', what, 3, f'--rows={row}', *peers, '--steps=3', *options)
+    def of_row(row: int, mode: str, *options: str, name: str = '', text: str = '') -> Stage:
+        what = f'{MODES[mode]} of row {row}{against}{text}, with peak memory'
+        arguments = f'--rows={row}', f'--modes={mode}', *peers, '--steps=3', *options
+        return benchmark(f'row{row}_{mode}{name}', what, 2, *arguments)
 
-    yield from map(of_row, FIRST_ROWS)
+    yield from (of_row(row, 'train') for row in FIRST_ROWS)
     # With 512 images: with 16, a launch would take as long as the operation.
     roofline = 'the operation against the limits of the device'
     yield benchmark('roofline', roofline, 1.5, '--rows=', '--roofline', '--batch_size=512')
     for row in FIRST_ROWS[:2]:
-        yield of_row(row, '--batch_size=128', name='_batch128', text=' with batches of 128')
+        yield of_row(row, 'train', '--batch_size=128', name='_batch128', text=' with batches of 128')
     yield benchmark('batch', 'throughput against batch size', 4, '--rows=', '--scaling=batch', '--steps=3')
-    yield from map(of_row, OTHER_ROWS)
+    yield from (of_row(row, 'eval') for row in FIRST_ROWS)
+    yield from (of_row(row, mode) for row, mode in itertools.product(OTHER_ROWS, MODES))
 
 
 def calls(stages: Sequence[Stage], minutes: float) -> list[list[Stage]]:
