@@ -11,8 +11,10 @@ Exit codes: 0 all errors are small; 1 some are not.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parser('experiments.accelerator.operation', __doc__).parse_args(argv)
     print(f'device: {jax.devices()[0].device_kind}, jax {jax.__version__}')
     worst = dict.fromkeys(TOLERANCES, 0.0)
-    for dtype, (shape, activation, share_masks, outputs) in itertools.product(TOLERANCES, CASES):
-        errors = errors_on_device(dtype, shape, activation, share_masks, outputs)
+    cases = list(itertools.product(TOLERANCES, CASES))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilation takes most of the time
+        found = pool.map(lambda case: errors_on_device(case[0], *case[1]), cases)
+    for (dtype, (shape, activation, share_masks, outputs)), errors in zip(cases, found, strict=True):
         worst[dtype] = max(worst[dtype], *errors.values())
         for name, error in errors.items():
             if not error <= TOLERANCES[dtype]:  # also where it is NaN
