@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -157,6 +158,28 @@ def test_the_plan_divides_all_stages_among_calls_and_runs_nothing(tmp_path, caps
     assert not output.exists()
     options = [option for stage in stages(output, tmp_path, 'audit', None, torch=False) for option in stage.arguments]
     assert not any('torch' in option for option in options)
+
+
+def test_stages_are_chosen_by_name_and_keep_their_order(capsys):
+    assert command.main(['--plan', '--stages=row4_eval,golden']) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith('  ')]
+    assert names == ['golden', 'row4_eval']
+    with pytest.raises(InputError, match="--stages: 'row9' in 'golden,row9' is not one of operation,golden,row7_train"):
+        command.main(['--plan', '--stages=golden,row9'])
+
+
+def test_what_ran_on_a_gpu_is_told_as_it_was_measured():
+    folder = Path(command.__file__).parents[1] / 'results/accelerator'
+    told, measured = (folder / 'README.md').read_text(), json.loads((folder / 'h100.json').read_text())['results']
+    for row in (1, 4, 6, 7):
+        line = next(line for line in told.splitlines() if line.startswith(f'| {row} `'))
+        numbers = [cell.strip(' *') for cell in line.split('|')]
+        for result in measured[f'row{row}_train']:
+            assert f'{result["images_per_second"]:,.0f}' == numbers[2]
+            assert f'{result["peer_images_per_second"]:,.0f}' in numbers and f'{result["ratio"]:.2f}' in numbers
+            assert f'{result["peak_memory_mb"]:,.0f}' in numbers and f'{result["peer_peak_memory_mb"]:,.0f}' in numbers
+    cases = measured['golden']['cases']
+    assert len(cases) == 6 and all(quantity['passed'] for case in cases.values() for quantity in case)
 
 
 @pytest.mark.slow

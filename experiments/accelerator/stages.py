@@ -84,7 +84,7 @@ def _speeds(folder: Path, torch: bool) -> Iterator[Stage]:
     def of_row(row: int, mode: str, *options: str, name: str = '', text: str = '') -> Stage:
         what = f'{MODES[mode]} of row {row}{against}{text}, with peak memory'
         arguments = f'--rows={row}', f'--modes={mode}', *peers, '--steps=3', *options
-        return benchmark(f'row{row}_{mode}{name}', what, 2, *arguments)
+        return benchmark(f'row{row}_{mode}{name}', what, 2.5, *arguments)
 
     yield from (of_row(row, 'train') for row in FIRST_ROWS)
     # With 512 images: with 16, a launch would take as long as the operation.
@@ -92,7 +92,7 @@ def _speeds(folder: Path, torch: bool) -> Iterator[Stage]:
     yield benchmark('roofline', roofline, 1.5, '--rows=', '--roofline', '--batch_size=512')
     for row in FIRST_ROWS[:2]:
         yield of_row(row, 'train', '--batch_size=128', name='_batch128', text=' with batches of 128')
-    yield benchmark('batch', 'throughput against batch size', 4, '--rows=', '--scaling=batch', '--steps=3')
+    yield benchmark('batch', 'throughput against batch size', 7, '--rows=', '--scaling=batch', '--steps=3')
     yield from (of_row(row, 'eval') for row in FIRST_ROWS)
     yield from (of_row(row, mode) for row, mode in itertools.product(OTHER_ROWS, MODES))
 
