@@ -193,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     readme = ''
     if args.readme:  # before anything is written, because the file may not have the markers
         links = {'folder': os.path.relpath(folder, args.readme.parent), 'readme_table': tables.readme_table(found)}
+        links['missing_by_arm'] = ''  # the report names them
         section = document.markdown('readme.md.jinja', context | links)
         readme = replace_section(args.readme, 'results', section.strip())
     text = document.markdown('report.md.jinja', context)

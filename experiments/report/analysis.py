@@ -39,6 +39,7 @@ class Judgement(NamedTuple):
             first arm is worse by less than the margin'.
         verdict: None where an arm has too few runs.
         within_margin: of a difference: there is evidence that it is below the margin, whatever the verdict.
+        below_zero: the whole interval of the difference is below zero.
     """
 
     comparison: Comparison
@@ -47,6 +48,7 @@ class Judgement(NamedTuple):
     margin_p_value: float
     verdict: stats.Verdict | None
     within_margin: bool
+    below_zero: bool
 
     @property
     def verdict_text(self) -> str:
@@ -55,10 +57,11 @@ class Judgement(NamedTuple):
             return f'no verdict: below {stats.MIN_RUNS} runs'
         margin = f'{self.comparison.margin:g} point' + ('' if self.comparison.margin == 1 else 's')
         if self.comparison.kind == 'non_inferiority':
+            undecided = 'worse, inconclusive whether by' if self.below_zero else 'inconclusive whether worse by'
             words = {
                 'equivalent': f'not worse by {margin} or more',
                 'worse': f'worse by {margin} or more',
-                'inconclusive': f'inconclusive whether worse by {margin} or more',
+                'inconclusive': f'{undecided} {margin} or more',
             }
         elif self.comparison.kind == 'interaction':
             words = {
@@ -100,6 +103,7 @@ def judge_all(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collect
             *p_values,
             _verdict(comparison, difference, *p_values, grid, values),
             within_margin=p_values[1] < grid.analysis.level,
+            below_zero=difference.interval(grid.analysis.confidence)[1] < 0,
         )
         for comparison, difference, p_values in zip(found, differences, adjusted, strict=True)
     ]
