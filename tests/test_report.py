@@ -129,7 +129,7 @@ def test_verdicts_of_non_inferiority():
     assert words([50, 50, 51, 51, 50, 51], [50, 51, 50, 51, 51, 50]) == 'not worse by 1 point or more'
     assert words([50, 51, 52, 50, 51], [60, 61, 60, 61, 60], 2.0) == 'worse by 2 points or more'
     assert words([50, 51, 52, 50, 51], [51, 52, 53, 51, 52]) == 'inconclusive whether worse by 1 point or more'
-    assert words([50, 51, 50, 51, 50], [51, 52, 51, 52, 51]) == 'worse, inconclusive whether by 1 point or more'
+    assert words([50, 51, 50, 51, 50], [51, 52, 51, 52, 51]) == 'worse; whether by 1 point or more is inconclusive'
     assert words([60, 61, 60, 61], [50, 51, 52, 50, 51]) == 'no verdict: below 5 runs'
 
 

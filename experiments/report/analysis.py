@@ -57,12 +57,13 @@ class Judgement(NamedTuple):
             return f'no verdict: below {stats.MIN_RUNS} runs'
         margin = f'{self.comparison.margin:g} point' + ('' if self.comparison.margin == 1 else 's')
         if self.comparison.kind == 'non_inferiority':
-            undecided = 'worse, inconclusive whether by' if self.below_zero else 'inconclusive whether worse by'
             words = {
                 'equivalent': f'not worse by {margin} or more',
                 'worse': f'worse by {margin} or more',
-                'inconclusive': f'{undecided} {margin} or more',
+                'inconclusive': f'inconclusive whether worse by {margin} or more',
             }
+            if self.below_zero:
+                words['inconclusive'] = f'worse; whether by {margin} or more is inconclusive'
         elif self.comparison.kind == 'interaction':
             words = {
                 'equivalent': f'equivalent within {margin}',
