@@ -414,6 +414,27 @@ def test_a_commit_that_leaves_the_code_as_it_is_does_not_stop_the_report(results
     assert 'code' not in report(results).partition('## The arms')[0]
 
 
+def test_devices_are_named_where_there_are_several(results):
+    def trained_on(name: str, device: str, **machine) -> None:
+        run = RUNS[name]
+        record = make(run, FINAL[run.arm.name][run.seed])
+        record.summary.update(device=device, machine=machine)
+        write(results, record)
+
+    for name in RUNS:
+        trained_on(name, '1 x cpu', processor='One', cores=1)
+    assert 'kind of device' not in report(results)
+    trained_on('shared_masks_seed1', '1 x H100', processor='Other')
+    trained_on('trained_masks_seed0', '1 x cpu', processor='Other')
+    trained_on('trained_masks_seed1', '1 x cpu', processor='Other')
+    lines = [
+        '- One: 2 of no_noise, 1 of shared_masks',
+        '- Other: 2 of trained_masks',
+        '- 1 x H100: 1 of shared_masks',
+    ]
+    assert '\n'.join(lines) in report(results)
+
+
 def test_a_run_that_several_versions_trained_is_of_unknown_code(results, capsys):
     record = make(RUNS['no_noise_seed0'], FINAL['no_noise'][0])
     record.summary['resumed_from'] = [{'code': 'e' * 64}]

@@ -126,6 +126,10 @@ def context_of(
         'findings': found,
         'codes': [code[:12] for code in study.codes()],
         'commits': sorted(commit[:12] for commit in commits if commit),
+        'devices': {
+            device: ', '.join(f'{count} of {arm}' for arm, count in arms.items())
+            for device, arms in study.devices().items()
+        },
         'missing_by_arm': ', '.join(f'{count} of {arm}' for arm, count in missing.items()),
         'pooled': pooled_in_words(study),
         'draws': probes and probes.settings.get('draws'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,21 @@ class Study:
     def codes(self) -> list[str]:
         """Digests of the code of the records, each once."""
         return sorted({record.code for record in self.records})
+
+    def devices(self) -> dict[str, dict[str, int]]:
+        """What the runs were trained on -> name of an arm -> how many of its runs, the commonest device first."""
+        found: dict[str, dict[str, int]] = collections.defaultdict(dict)
+        for name, records in self.arms.items():
+            for device, count in collections.Counter(map(trained_on, records)).items():
+                found[device][name] = count
+        return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
+
+
+def trained_on(record: Record) -> str:
+    """The device of a run: the accelerators, or the kind of processor where there are none."""
+    device = record.summary.get('device', 'an unknown device')
+    processor = record.summary.get('machine', {}).get('processor', device)
+    return processor if device.endswith(' x cpu') else device
 
 
 def training_mode(record: Record) -> float | None:
