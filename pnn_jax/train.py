@@ -26,6 +26,8 @@ from pnn_jax.train_step import TrainState, Variables, all_variables
 from pnn_jax.trainer import Trainer
 from pnn_jax.validate import check_batch_norms
 
+SEEDS = ('seed', 'mask_seed', 'num_seeds')  # the fields of a config that its trainer does not depend on
+
 
 def never_stop() -> str:
     return ''
@@ -37,6 +39,7 @@ def train_and_evaluate(
     *,
     should_stop: Callable[[], str] = never_stop,
     dataset: Dataset | Stream | None = None,
+    trainer: Trainer | None = None,
     lock: bool = True,
 ) -> dict:
     """Trains and evaluates as `config` says. A run that `workdir` holds already is resumed from its latest checkpoint.
@@ -47,6 +50,8 @@ def train_and_evaluate(
         should_stop: returns the reason to stop, or '' to continue. It is called between steps, and between
             batches of evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.
         dataset: data that are loaded already; None loads what `config.data` says.
+        trainer: what `create_trainer` made of a config that differs in its seeds alone, so that several runs share its
+            data and compiled programs; None makes one.
         lock: keep other processes out of the workdir; see `Workdir.open`.
 
     Returns:
@@ -59,14 +64,13 @@ def train_and_evaluate(
         RunError: the loss is not finite, checkpoints are damaged, the disk is full. Where the loss of one of several
             seeds is not finite, the others are trained first.
         StoppedEarly: `should_stop` returned a reason; the same call resumes the run.
+        ValueError: `trainer` was made of another config.
     """
     provenance()  # read before the data: the code may be edited while they load
-    check_writers(config)
-    trainer = Trainer.create(config, dataset)
-    # Not part of `create`, because a network can be evaluated with a batch size that it cannot be trained with.
-    check_batch_norms(
-        trainer.model, trainer.feed.image_shape, batch_size=config.batch_size, num_train=trainer.feed.num_train
-    )
+    if trainer is None:
+        trainer = create_trainer(config, dataset)
+    elif _without_seeds(trainer.config) != _without_seeds(config):
+        raise ValueError('trainer: was made of a config that differs in more than its seeds')
     if config.num_seeds == 1:
         return train_seed(trainer, config, workdir, should_stop, lock=lock)
     with Workdir.open(workdir, config, primary=jax.process_index() == 0, lock=lock) as parent:
@@ -83,6 +87,28 @@ def train_and_evaluate(
             raise RunError('\n'.join(diverged))
         summary = summarise_seeds(results)
         return summary if parent.result() == summary else parent.write_result(summary)
+
+
+def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
+    """What runs of `config` share, whatever their seeds: the data, the network and the compiled programs.
+
+    Args:
+        config, dataset: as in `train_and_evaluate`.
+
+    Raises:
+        InputError: the config or data set is not valid, or the network cannot be trained on it.
+    """
+    check_writers(config)
+    trainer = Trainer.create(config, dataset)
+    # Not part of `create`, because a network can be evaluated with a batch size that it cannot be trained with.
+    check_batch_norms(
+        trainer.model, trainer.feed.image_shape, batch_size=config.batch_size, num_train=trainer.feed.num_train
+    )
+    return trainer
+
+
+def _without_seeds(config) -> dict:
+    return {name: value for name, value in config.to_dict().items() if name not in SEEDS}
 
 
 def train_seed(

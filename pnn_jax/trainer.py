@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any
 
@@ -127,8 +128,10 @@ class Trainer:
         """
         on_mesh = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated)
         state, fixed = jax.tree.map(on_mesh, self.shapes)
-        for batches in self.feed.shapes():
-            self.train_steps.lower(state, fixed, batches).compile()
+        lowered = [self.train_steps.lower(state, fixed, batches) for batches in self.feed.shapes()]
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda program: program.compile(), lowered):
+                pass  # raises what compiling raised
         release_unused()
 
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:

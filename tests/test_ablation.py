@@ -242,7 +242,7 @@ def instant_training(monkeypatch):
         np.savez(folder / 'outcomes.npz', correct=np.array([[True, False], [True, False]]))
 
     monkeypatch.setattr('pnn_jax.train.train_and_evaluate', train)
-    monkeypatch.setattr('experiments.ablation.final.measure_final', lambda workdir, dataset: {})
+    monkeypatch.setattr('experiments.ablation.final.measure_final', lambda workdir, dataset, evaluate: {})
     monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'a' * 64})
     return trained
 

@@ -20,7 +20,7 @@ from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.provenance import code_digest
 from pnn_jax.run.resume import Saver
-from pnn_jax.train import train_and_evaluate
+from pnn_jax.train import create_trainer, train_and_evaluate
 from pnn_jax.trainer import Trainer
 
 
@@ -285,6 +285,17 @@ def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
     assert summary['sd_final_test_accuracy'] == pytest.approx(np.std(accuracies, ddof=1))
     with pytest.raises(InputError, match='num_seeds: 2 -> 1'):
         train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
+
+
+def test_runs_that_share_a_trainer_equal_runs_of_their_own(finished, dataset, tmp_path):
+    shared = create_trainer(tiny_config(seed=5), dataset)
+    for seed in (5, 0):
+        train_and_evaluate(tiny_config(seed=seed), tmp_path / f'{seed}', trainer=shared)
+    (lines, outcomes), (expected, expected_outcomes) = read_run(tmp_path / '0'), read_run(finished[0])
+    assert lines == expected and (outcomes == expected_outcomes).all()
+    assert read_run(tmp_path / '5')[0] != expected
+    with pytest.raises(ValueError, match='more than its seeds'):
+        train_and_evaluate(tiny_config(num_epochs=3), tmp_path / 'longer', trainer=shared)
 
 
 def test_a_seed_that_diverges_does_not_keep_the_others_from_training(finished, dataset, tmp_path, monkeypatch):

@@ -13,10 +13,12 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ import numpy as np
 from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
-from pnn_jax.evaluate import evaluate_exactly
+from pnn_jax.evaluate import Evaluation
 from pnn_jax.metrics import Metrics, example_metrics
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.load import Run, load_run
@@ -34,8 +36,11 @@ RECALIBRATION_BATCHES = 50
 CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
 
 
-def measure_final(workdir: Path, dataset: Dataset) -> dict[str, Any]:
+def measure_final(workdir: Path, dataset: Dataset, evaluate: Callable[[Variables], Evaluation]) -> dict[str, Any]:
     """Measures the final network of the finished run in `workdir`.
+
+    Args:
+        evaluate: evaluates variables of the network exactly on `dataset.test`.
 
     Returns:
         `train_mode_accuracy`, `train_mode_loss`, `recalibrated_accuracy`, `recalibrated_loss`: on the test set, as
@@ -44,10 +49,7 @@ def measure_final(workdir: Path, dataset: Dataset) -> dict[str, Any]:
     run = load_run(workdir)
     size = run.config.batch_size
     accuracy, loss = in_train_mode(run, dataset.test, size)
-    variables = recalibrated_on(run, dataset.train.images, size)
-    evaluation = evaluate_exactly(
-        run.predict, variables, dataset.test.images, dataset.test.labels, batch_size=run.config.eval_batch_size
-    )
+    evaluation = evaluate(recalibrated_on(run, dataset.train.images, size))
     return {
         'train_mode_accuracy': accuracy,
         'train_mode_loss': loss,
@@ -75,15 +77,10 @@ def in_train_mode(run: Run, split: Split, batch_size: int) -> tuple[float, float
 
     What is left over after the last full batch is not counted, because a small batch has other statistics.
     """
-
-    @jax.jit
-    def count(variables, images, labels):
-        logits, _ = _apply_in_training(run, variables, images)
-        return example_metrics(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).sum()
-
     metrics = Metrics.empty()
     for index in _batches(len(split.labels), batch_size):
-        metrics = metrics.merge(count(run.variables, split.images[index], split.labels[index]))
+        logits, _ = _apply_in_training(*_network(run), run.variables, split.images[index])
+        metrics = metrics.merge(_count(logits, split.labels[index]))
     total = jax.device_get(metrics).compute()
     return total['accuracy'], total['loss']
 
@@ -92,16 +89,28 @@ def recalibrated_on(run: Run, images: np.ndarray, batch_size: int) -> Variables:
     """The variables of a run, recalibrated on up to RECALIBRATION_BATCHES batches of uint8 images [n, h, w, c]."""
     if 'batch_stats' not in run.variables:
         return run.variables
-    update = jax.jit(lambda variables, images: _apply_in_training(run, variables, images)[1]['batch_stats'])
+    network = _network(run)
+    update = lambda variables, images: _apply_in_training(*network, variables, images)[1]['batch_stats']
     batches = itertools.islice(_batches(len(images), batch_size), RECALIBRATION_BATCHES)
     return recalibrated(update, run.variables, (images[index] for index in batches))
 
 
-def _apply_in_training(run: Run, variables: Variables, images: jax.Array) -> Any:
+@jax.jit
+def _count(logits: jax.Array, labels: jax.Array) -> Metrics:
+    return example_metrics(logits, labels, batch_mask=jnp.ones(labels.shape, bool)).sum()
+
+
+def _network(run: Run) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], str]:
+    """What runs of one arm have in common: the model, mean and std of the images, and the type of the computation."""
+    data = run.config.data
+    return run.model, tuple(data.mean), tuple(data.std), run.config.model.dtype
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))  # compiled once for all runs of one arm
+def _apply_in_training(model, mean, std, dtype: str, variables: Variables, images: jax.Array) -> Any:
     """(logits, changed collections) of uint8 images in training mode."""
-    data, dtype = run.config.data, jnp.dtype(run.config.model.dtype)
-    inputs = preprocess(images, data.mean, data.std, augment='none', dtype=dtype)
-    return run.model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=fixed_random_streams())
+    inputs = preprocess(images, mean, std, augment='none', dtype=jnp.dtype(dtype))
+    return model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=fixed_random_streams())
 
 
 def _batches(count: int, batch_size: int) -> Iterator[np.ndarray]:

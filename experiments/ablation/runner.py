@@ -9,12 +9,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import ml_collections
 
 from experiments.ablation.records import make_record
 from pnn_jax.errors import StoppedEarly, one_line
+
+if TYPE_CHECKING:
+    from pnn_jax.trainer import Trainer
 
 
 class Task(NamedTuple):
@@ -64,47 +67,72 @@ def run_here(tasks: Iterable[Task], dataset, should_stop: Callable[[], str], lis
     Raises:
         StoppedEarly: `should_stop` gave a reason. The run in progress has been saved.
     """
+    runner = Runner(dataset, should_stop)
     for task in tasks:
         if reason := should_stop():
             raise StoppedEarly(reason)
         listener.begin(task.name)
-        listener.end(train(task, dataset, should_stop))
+        listener.end(runner.train(task))
 
 
-def train(task: Task, dataset, should_stop: Callable[[], str]) -> Outcome:
-    """Trains one run to its end, or resumes it, and writes its record.
+class Runner:
+    """Trains runs in this process. Runs of one arm that follow each other share their compiled programs.
 
-    Any failure is returned, not raised, and its traceback is in `error.txt` in the workdir.
-
-    Raises:
-        StoppedEarly: `should_stop` gave a reason. The run has been saved.
+    Args:
+        dataset: of the grid.
+        should_stop: returns a reason to stop, or ''.
     """
-    import jax
 
-    from experiments.ablation.final import measure_final
-    from pnn_jax.train import train_and_evaluate
+    def __init__(self, dataset, should_stop: Callable[[], str]):
+        self.dataset, self.should_stop = dataset, should_stop
+        self._arm, self._trainer = '', None
 
-    began = time.monotonic()
-    error_file = task.workdir / 'error.txt'
-    try:
-        # The run logs to its workdir; the screen belongs to the table of the grid.
-        with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-            train_and_evaluate(task.config, str(task.workdir), should_stop=should_stop, dataset=dataset)
-        measured = measure_final(task.workdir, dataset)
-        record = make_record(task.arm, task.seed, task.registration, task.config, task.workdir, measured)
-        record.write(task.record)
-    except StoppedEarly:
-        raise
-    except Exception as error:  # noqa: BLE001  (whatever it is, the other runs of the grid can still be trained)
+    def train(self, task: Task) -> Outcome:
+        """Trains one run to its end, or resumes it, and writes its record.
+
+        Any failure is returned, not raised, and its traceback is in `error.txt` in the workdir.
+
+        Raises:
+            StoppedEarly: `should_stop` gave a reason. The run has been saved.
+        """
+        from experiments.ablation.final import measure_final
+        from pnn_jax.train import train_and_evaluate
+
+        began = time.monotonic()
+        error_file = task.workdir / 'error.txt'
+        try:
+            # The run logs to its workdir; the screen belongs to the table of the grid.
+            with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+                trainer = self._trainer_of(task)
+                train_and_evaluate(task.config, task.workdir, should_stop=self.should_stop, trainer=trainer)
+            measured = measure_final(task.workdir, self.dataset, trainer.evaluate)
+            record = make_record(task.arm, task.seed, task.registration, task.config, task.workdir, measured)
+            record.write(task.record)
+        except StoppedEarly:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever it is, the other runs of the grid can still be trained)
+            self._forget()
+            with contextlib.suppress(OSError):
+                task.workdir.mkdir(parents=True, exist_ok=True)
+                error_file.write_text(traceback.format_exc())
+            return Outcome(task.name, failure=one_line(error))
         with contextlib.suppress(OSError):
-            task.workdir.mkdir(parents=True, exist_ok=True)
-            error_file.write_text(traceback.format_exc())
-        return Outcome(task.name, failure=one_line(error))
-    finally:
-        # The next arm compiles other programs, and those of this one would only take memory.
+            error_file.unlink(missing_ok=True)
+        last = record.correct[-1]
+        return Outcome(task.name, int(last.sum()), last.size, time.monotonic() - began)
+
+    def _trainer_of(self, task: Task) -> Trainer:
+        from pnn_jax.train import create_trainer
+
+        if self._trainer is None or task.arm != self._arm:
+            self._forget()
+            self._arm, self._trainer = task.arm, create_trainer(task.config, self.dataset)
+        return self._trainer
+
+    def _forget(self) -> None:
+        """Gives up what the runs so far have compiled: another arm compiles other programs, and needs the memory."""
+        import jax
+
+        self._trainer = None
         jax.clear_caches()
         gc.collect()
-    with contextlib.suppress(OSError):
-        error_file.unlink(missing_ok=True)
-    last = record.correct[-1]
-    return Outcome(task.name, int(last.sum()), last.size, time.monotonic() - began)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.ablation import shared_data
-from experiments.ablation.runner import Listener, Outcome, Task, train
+from experiments.ablation.runner import Listener, Outcome, Runner, Task
 from experiments.command import STOPPED_EARLY
 from experiments.processes import start_process
 from pnn_jax.data import Dataset
@@ -184,7 +184,7 @@ def serve(connection: Connection, cores: list[int], stored: Dataset, log: Path) 
     should_stop = stop_conditions(None)
     quieten_logs()
     use_program_cache()
-    dataset = shared_data.load(stored)
+    runner = Runner(shared_data.load(stored), should_stop)
     while True:
         try:
             task = connection.recv()
@@ -192,7 +192,7 @@ def serve(connection: Connection, cores: list[int], stored: Dataset, log: Path) 
             return
         print(f'process {os.getpid()}: {task.name}', file=sys.stderr, flush=True)  # in the log, before what follows it
         try:
-            answer = train(task, dataset, should_stop)
+            answer = runner.train(task)
         except StoppedEarly as reason:
             connection.send(Stopped(str(reason)))
             return
