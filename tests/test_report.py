@@ -597,6 +597,32 @@ def test_probes_of_other_networks_are_refused(study):
     mechanism.check_probes(study, probes)
 
 
+def test_probes_may_be_of_runs_that_were_trained_again(study):
+    probes, name = simulated_probes(study), 'one_mask_seed3'
+    run, (record,) = probes.runs[name], [one for one in study.records if one.name == name]
+    trained = run.counts[0]
+    probes.runs[name] = run._replace(
+        weights='v' * 64, counts=[trained._replace(correct=trained.correct - 20), *run.counts[1:]]
+    )
+    again = record._replace(
+        summary=record.summary
+        | {
+            'weights_sha256': 'v' * 64,
+            'final_test_correct': trained.correct - 20,
+            'final_test_accuracy': (trained.correct - 20) / 400,
+            'device': '1 x Other',
+        }
+    )
+    with pytest.raises(InputError, match=f'{name} was probed with other weights'):
+        mechanism.check_probes(study, probes)
+    study = dataclasses.replace(study, again={name: again})
+    mechanism.check_probes(study, probes)
+    (sentence, *_) = mechanism.evidence(study, probes, analysis.findings(study))
+    first, second = 100 * trained.correct / 400, 100 * (trained.correct - 20) / 400
+    assert sentence.startswith(f'1 of the {len(probes.runs)} probed networks') and '(on 1 x Other)' in sentence
+    assert f'accuracy is {second:.2f}%, and was {first:.2f}%' in sentence
+
+
 def test_published_gaps_stand_beside_ours_and_no_raw_accuracy_does(study):
     table = tables.gaps_table(study).set_index('row of the audit')
     ours = 'ours: minus `no_noise`'

@@ -48,6 +48,7 @@ with imports_of_command('experiments.report', 'experiments'):
     from experiments.report.mechanism import check_probes, evidence
     from experiments.report.study import Study, is_collapsed, read_study
 
+AGAIN = 'again'
 LONG_RUN = 'counting/long_run'  # outcomes of the run that experiments/counting/long_run.py describes
 LONG_RUN_TEXT = ' (LeNet without masks, 2,000 training images of Fashion-MNIST, 150 epochs; no arm of this grid)'
 EXPECTED_ORDERS = 100  # random orders of which the mean and the deviation are shown
@@ -62,6 +63,11 @@ def parse(argv: Sequence[str] | None):
         action='append',
         default=[],
         help='what experiments.probes wrote; may be repeated; default: RESULTS/<grid>/report/probes.json if there',
+    )
+    parser.add_path(
+        '--again',
+        help='folder of the records of runs that were trained a second time; a probed network may be one of these; '
+        f'default: RESULTS/{AGAIN} if there',
     )
     parser.add_path(
         '--counting', help=f'the run that is recounted, workdir or record; default: of the grid, or RESULTS/{LONG_RUN}'
@@ -171,7 +177,10 @@ def _names(runs: Sequence[Run]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     grid = read_grid(args.grid)
-    study = read_study(args.results, grid, allow_mixed_code=args.allow_mixed_code)
+    again = args.again or args.results / AGAIN
+    if not args.again and not again.exists():
+        again = None
+    study = read_study(args.results, grid, again=again, allow_mixed_code=args.allow_mixed_code)
     if study.missing_primary:
         raise InputError(
             f'{args.results / grid.name}: {len(study.missing_primary)} runs of the primary comparisons are missing; a '

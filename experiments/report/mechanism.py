@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.probes.results import DEFAULTS, Probes
+from experiments.ablation.records import Record
+from experiments.probes.results import DEFAULTS, ProbedRun, Probes
 from experiments.report.analysis import Finding, signed
-from experiments.report.study import Study
+from experiments.report.study import Study, trained_on
 from experiments.report.tables import losses_of
 from pnn_jax.errors import InputError
 
@@ -19,7 +21,7 @@ MASK, NONE, FLAT, RAMP = 'one_mask', 'no_noise', 'flat_mask', 'ramp_mask'
 
 
 def check_probes(study: Study, probes: Probes) -> None:
-    """Refuses probes of other runs than those of the study.
+    """Refuses probes of other networks than those of the study's runs, or of the same runs trained again.
 
     Raises:
         InputError: a probed run has no record, was probed on other data, or is not the network of its record.
@@ -28,24 +30,52 @@ def check_probes(study: Study, probes: Probes) -> None:
     for name, run in probes.runs.items():
         if name not in records:
             raise InputError(f'--probes: {name} has no record in this report')
-        record, trained = records[name], run.counts[0]
-        if run.weights != record.summary.get('weights_sha256', run.weights):
-            raise InputError(f'--probes: {name} was probed with other weights than its record names')
-        if run.data != record.data_digest:
-            raise InputError(f'--probes: {name} was probed on another data set than its record names')
-        correct = record.summary['final_test_correct']
-        if trained.count != record.correct.shape[1] or abs(trained.correct - correct) > SAME_RUN * trained.count:
-            raise InputError(
-                f'--probes: {name} has {trained.correct} of {trained.count} correct unchanged, its record {correct} of '
-                f'{record.correct.shape[1]}; it is another network'
-            )
+        found = [_difference(run, record) for record in (records[name], study.again.get(name)) if record is not None]
+        if all(found):
+            raise InputError(f'--probes: {name} {found[-1]}')
+
+
+def _difference(run: ProbedRun, record: Record) -> str:
+    """Why a probed network is not that of a record, or ''."""
+    trained = run.counts[0]
+    if run.weights != record.summary.get('weights_sha256', run.weights):
+        return 'was probed with other weights than its record names'
+    if run.data != record.data_digest:
+        return 'was probed on another data set than its record names'
+    correct = record.summary['final_test_correct']
+    if trained.count != record.correct.shape[1] or abs(trained.correct - correct) > SAME_RUN * trained.count:
+        return (
+            f'has {trained.correct} of {trained.count} correct unchanged, its record {correct} of '
+            f'{record.correct.shape[1]}; it is another network'
+        )
+    return ''
 
 
 def evidence(study: Study, probes: Probes, findings: list[Finding]) -> list[str]:
     """Sentences on what masks are, from the probes of trained networks and from the arms with other kinds of masks."""
     if not probes.of_arm(MASK):
         return []
-    return [*_from_probes(study, probes), *_from_arms(findings), *_conclusion(study, probes, findings)]
+    sentences = (
+        _trained_again(study, probes),
+        _from_probes(study, probes),
+        _from_arms(findings),
+        _conclusion(study, probes, findings),
+    )
+    return [*itertools.chain(*sentences)]
+
+
+def _trained_again(study: Study, probes: Probes) -> Iterator[str]:
+    """That probed networks are not those of the comparisons, where that is so."""
+    records = {record.name: record for record in study.records}
+    again = {name: run for name, run in probes.runs.items() if _difference(run, records[name])}
+    if not again:
+        return
+    devices = sorted({trained_on(study.again[name]) for name in again})
+    first, second = (np.mean([100 * one[name].accuracy for name in again]) for one in (records, study.again))
+    yield (
+        f'{len(again)} of the {len(probes.runs)} probed networks are runs of the comparisons that were trained again with '
+        f'the same seeds (on {", ".join(devices)}). Their mean accuracy is {second:.2f}%, and was {first:.2f}%.'
+    )
 
 
 def _from_probes(study: Study, probes: Probes) -> Iterator[str]:

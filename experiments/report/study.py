@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.ablation.records import Record
@@ -23,12 +23,15 @@ class Study:
         arms: name of an arm -> the records of its runs, in the order of the grid; only arms that have any.
         missing: the runs that have no record.
         look: what the blinded look of the grid found.
+        again: name of a run -> the record of that run, trained a second time. No number comes from it; its network may
+            be the one that was probed.
     """
 
     grid: Grid
     arms: dict[str, list[Record]]
     missing: Sequence[Run] = ()
     look: LookResult | None = None
+    again: Mapping[str, Record] = dataclasses.field(default_factory=dict)
 
     @property
     def records(self) -> list[Record]:
@@ -100,12 +103,13 @@ def is_collapsed(record: Record, rule: Collapse) -> bool:
     return gap > rule.train_minus_eval or not loss <= rule.loss or bool(record.summary.get('nonfinite'))
 
 
-def read_study(results: Path, grid: Grid, *, allow_mixed_code: bool = False) -> Study:
+def read_study(results: Path, grid: Grid, *, again: Path | None = None, allow_mixed_code: bool = False) -> Study:
     """Reads and checks all records of a grid.
 
     Args:
         results: folder of the records, without the name of the grid.
         grid: whose runs they must be.
+        again: folder of the records of runs that were trained a second time, likewise.
         allow_mixed_code: also takes records of different or unknown code.
 
     Raises:
@@ -121,4 +125,5 @@ def read_study(results: Path, grid: Grid, *, allow_mixed_code: bool = False) -> 
         {name: sorted(records, key=lambda record: record.seed) for name, records in arms.items() if records},
         found.missing,
         found.look,
+        read_results(again / grid.name, grid, allow_mixed_code=allow_mixed_code).records if again else {},
     )
