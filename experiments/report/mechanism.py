@@ -73,8 +73,8 @@ def _trained_again(study: Study, probes: Probes) -> Iterator[str]:
     devices = sorted({trained_on(study.again[name]) for name in again})
     first, second = (np.mean([100 * one[name].accuracy for name in again]) for one in (records, study.again))
     yield (
-        f'{len(again)} of the {len(probes.runs)} probed networks are runs of the comparisons that were trained again with '
-        f'the same seeds (on {", ".join(devices)}). Their mean accuracy is {second:.2f}%, and was {first:.2f}%.'
+        f'{len(again)} of the {len(probes.runs)} probed networks are runs of the comparisons that were trained again '
+        f'with the same seeds (on {", ".join(devices)}). Their mean accuracy is {second:.2f}%, and was {first:.2f}%.'
     )
 
 
