@@ -70,7 +70,8 @@ def stages(folder: Path, golden: Path, grid: str, data_path: Path | None, *, tor
     if data_path:
         options = [f'--grid={grid}', f'--data_path={data_path}', f'--output={folder / "runs"}']
         arguments = ['experiments.ablation', *options, f'--results={folder / "records"}']
-        found.append(Stage('grid', f'the grid {grid}, as far as it gets', arguments, minutes=2, resumes=True))
+        what = f'the grid {grid}, as far as it gets'
+        found.append(Stage('grid', what, arguments, minutes=2, resumes=True, environment=FULL_PRECISION))
     return found
 
 
