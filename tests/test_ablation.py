@@ -242,9 +242,18 @@ def instant_training(monkeypatch):
         np.savez(folder / 'outcomes.npz', correct=np.array([[True, False], [True, False]]))
 
     monkeypatch.setattr('pnn_jax.train.train_and_evaluate', train)
-    monkeypatch.setattr('experiments.ablation.final.measure_final', lambda workdir, dataset, evaluate: {})
+    monkeypatch.setattr('experiments.ablation.final.measure_final', lambda workdir, dataset, trainer: {})
     monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'a' * 64})
     return trained
+
+
+def test_runs_of_an_arm_share_their_programs(tmp_path, monkeypatch, process_state, instant_training):
+    made = []
+    monkeypatch.setattr('pnn_jax.train.create_trainer', lambda config, dataset: made.append(config) or object())
+    flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    assert exit_code(ablation.main, flags) == 0
+    assert len(instant_training) == 6 and len(made) == 3
+    assert len({(config.model.num_masks, config.model.trainable_masks) for config in made}) == 3
 
 
 def test_records_of_other_code_stop_the_grid_unless_asked_for(

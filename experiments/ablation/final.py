@@ -10,10 +10,11 @@ fail in evaluation; such a run counts as collapsed. Two measurements on the test
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,30 +27,30 @@ import numpy as np
 from experiments.recalibration import fixed_random_streams, recalibrated
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
-from pnn_jax.evaluate import Evaluation
 from pnn_jax.metrics import Metrics, example_metrics
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.train_step import Variables
+from pnn_jax.trainer import Trainer
 
 RECALIBRATION_BATCHES = 50
 CPUINFO = Path('/proc/cpuinfo')  # Linux alone has it
 
 
-def measure_final(workdir: Path, dataset: Dataset, evaluate: Callable[[Variables], Evaluation]) -> dict[str, Any]:
+def measure_final(workdir: Path, dataset: Dataset, trainer: Trainer) -> dict[str, Any]:
     """Measures the final network of the finished run in `workdir`.
 
     Args:
-        evaluate: evaluates variables of the network exactly on `dataset.test`.
+        trainer: that trained it on `dataset`. Programs are compiled once for all runs of a trainer.
 
     Returns:
         `train_mode_accuracy`, `train_mode_loss`, `recalibrated_accuracy`, `recalibrated_loss`: on the test set, as
         fractions and nats. `weights_sha256`: of all variables, masks too. `machine`: what may explain another rounding.
     """
-    run = load_run(workdir)
+    run = dataclasses.replace(load_run(workdir), model=trainer.model)  # an equal one would compile its own programs
     size = run.config.batch_size
     accuracy, loss = in_train_mode(run, dataset.test, size)
-    evaluation = evaluate(recalibrated_on(run, dataset.train.images, size))
+    evaluation = trainer.evaluate(recalibrated_on(run, dataset.train.images, size))
     return {
         'train_mode_accuracy': accuracy,
         'train_mode_loss': loss,
@@ -101,12 +102,12 @@ def _count(logits: jax.Array, labels: jax.Array) -> Metrics:
 
 
 def _network(run: Run) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], str]:
-    """What runs of one arm have in common: the model, mean and std of the images, and the type of the computation."""
+    """What a program is compiled for: the model, mean and std of the images, and the type of the computation."""
     data = run.config.data
     return run.model, tuple(data.mean), tuple(data.std), run.config.model.dtype
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))  # compiled once for all runs of one arm
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply_in_training(model, mean, std, dtype: str, variables: Variables, images: jax.Array) -> Any:
     """(logits, changed collections) of uint8 images in training mode."""
     inputs = preprocess(images, mean, std, augment='none', dtype=jnp.dtype(dtype))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import time
 import traceback
@@ -76,7 +75,7 @@ def run_here(tasks: Iterable[Task], dataset, should_stop: Callable[[], str], lis
 
 
 class Runner:
-    """Trains runs in this process. Runs of one arm that follow each other share their compiled programs.
+    """Trains runs in this process. Runs of one arm share their compiled programs.
 
     Args:
         dataset: of the grid.
@@ -85,7 +84,7 @@ class Runner:
 
     def __init__(self, dataset, should_stop: Callable[[], str]):
         self.dataset, self.should_stop = dataset, should_stop
-        self._arm, self._trainer = '', None
+        self._trainers: dict[str, Trainer] = {}
 
     def train(self, task: Task) -> Outcome:
         """Trains one run to its end, or resumes it, and writes its record.
@@ -105,13 +104,13 @@ class Runner:
             with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
                 trainer = self._trainer_of(task)
                 train_and_evaluate(task.config, task.workdir, should_stop=self.should_stop, trainer=trainer)
-            measured = measure_final(task.workdir, self.dataset, trainer.evaluate)
+            measured = measure_final(task.workdir, self.dataset, trainer)
             record = make_record(task.arm, task.seed, task.registration, task.config, task.workdir, measured)
             record.write(task.record)
         except StoppedEarly:
             raise
         except Exception as error:  # noqa: BLE001  (whatever it is, the other runs of the grid can still be trained)
-            self._forget()
+            self._trainers.pop(task.arm, None)
             with contextlib.suppress(OSError):
                 task.workdir.mkdir(parents=True, exist_ok=True)
                 error_file.write_text(traceback.format_exc())
@@ -124,15 +123,6 @@ class Runner:
     def _trainer_of(self, task: Task) -> Trainer:
         from pnn_jax.train import create_trainer
 
-        if self._trainer is None or task.arm != self._arm:
-            self._forget()
-            self._arm, self._trainer = task.arm, create_trainer(task.config, self.dataset)
-        return self._trainer
-
-    def _forget(self) -> None:
-        """Gives up what the runs so far have compiled: another arm compiles other programs, and needs the memory."""
-        import jax
-
-        self._trainer = None
-        jax.clear_caches()
-        gc.collect()
+        if task.arm not in self._trainers:
+            self._trainers[task.arm] = create_trainer(task.config, self.dataset)
+        return self._trainers[task.arm]
