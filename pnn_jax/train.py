@@ -145,6 +145,7 @@ def train_seed(
                 if first_step == 0:  # a resumed epoch goes on counting
                     state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
                 for batches in trainer.feed.batches(state.key, epoch, first_step):
+                    started += trainer.wait_for_program(batches)  # compilation is not training
                     state = trainer.train_steps(state, fixed, batches)
                     before, step = step, step + batches.num_steps
                     images += batches.num_steps * batches.batch_size

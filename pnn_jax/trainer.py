@@ -1,8 +1,9 @@
 """What all seeds of a config share: the network, the optimizer, the compiled programs and the data."""
 
 import dataclasses
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pnn_jax.data import Dataset, load_data
 from pnn_jax.data.augment import preprocess
 from pnn_jax.data.batches import steps_per_epoch
-from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed, StreamFeed
+from pnn_jax.data.feeds import BATCH_AXIS, Batches, DeviceFeed, StreamFeed
 from pnn_jax.data.streams import Stream
 from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
@@ -122,17 +123,33 @@ class Trainer:
         return jax.jit(partial(train_steps, **parts), donate_argnums=0)
 
     def compile(self) -> None:
-        """Compiles `train_steps` for every shape of batches of an epoch. Calls with exactly these types reuse that.
+        """Begins to compile `train_steps` for every shape of batches of an epoch, in the order of the epoch.
 
-        Call it before `init`: the compiler needs about as much memory as training, so both at once would double it.
+        It returns while a thread compiles. `wait_for_program` waits for one program, so that the first step does not
+        wait for those of other shapes.
         """
+        if self._programs:
+            return
         on_mesh = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated)
         state, fixed = jax.tree.map(on_mesh, self.shapes)
-        lowered = [self.train_steps.lower(state, fixed, batches) for batches in self.feed.shapes()]
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda program: program.compile(), lowered):
-                pass  # raises what compiling raised
-        release_unused()
+        thread = ThreadPoolExecutor(max_workers=1)
+        for batches in self.feed.shapes():
+            compiling = thread.submit(lambda some: self.train_steps.lower(state, fixed, some).compile(), batches)
+            self._programs[batches.batch_size, batches.num_steps] = compiling
+        thread.submit(release_unused)
+        thread.shutdown(wait=False)
+
+    def wait_for_program(self, batches: Batches) -> float:
+        """Waits until `compile` has made the program for batches of this shape; returns the seconds that it waited."""
+        began = time.perf_counter()
+        if compiling := self._programs.get((batches.batch_size, batches.num_steps)):
+            compiling.result()
+        return time.perf_counter() - began
+
+    @cached_property
+    def _programs(self) -> dict[tuple[int, int], Future]:
+        """(batch size, number of steps) -> the program that is being compiled for it."""
+        return {}
 
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
         """A new state and the fixed collections, with a copy on every device."""

@@ -88,6 +88,7 @@ def train_one_after_another(trainer, runs: list) -> Callable[[], object]:
     import jax
 
     batches = next(trainer.feed.batches(runs[0][0].key, epoch=0))
+    trainer.wait_for_program(batches)
 
     def train():
         for i, (state, fixed) in enumerate(runs):

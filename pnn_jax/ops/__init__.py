@@ -214,6 +214,7 @@ def _combine_backward(implementation, noise_level, activation, arguments, y_bar)
 _combine.defvjp(_combine_forward, _combine_backward)
 
 
+@partial(jax.jit, static_argnames=('implementation', 'pass_name', 'noise_level', 'activation'), inline=True)
 def _run(implementation: str, pass_name: str, *arguments, **options):
     """Runs a pass, 'combine' or 'gradients', of an implementation; for 'auto', of the one for the platform."""
 
