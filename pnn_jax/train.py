@@ -125,6 +125,7 @@ def train_seed(
     with (
         Workdir.open(path, config, primary=primary, lock=lock, parent=parent) as workdir,
         Checkpointer(workdir.checkpoints_dir, keep=config.checkpoint.keep) as checkpointer,
+        trainer.ending_compilation(),
     ):
         check_resumable(workdir, checkpointer, trainer)
         if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:

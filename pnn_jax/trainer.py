@@ -1,8 +1,9 @@
 """What all seeds of a config share: the network, the optimizer, the compiled programs and the data."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any
@@ -145,6 +146,15 @@ class Trainer:
         if compiling := self._programs.get((batches.batch_size, batches.num_steps)):
             compiling.result()
         return time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def ending_compilation(self) -> Iterator[None]:
+        """A context that gives up, at its end, what `compile` has not begun: a process that stops would wait for it."""
+        try:
+            yield
+        finally:
+            for shape in [shape for shape, compiling in self._programs.items() if compiling.cancel()]:
+                del self._programs[shape]
 
     @cached_property
     def _programs(self) -> dict[tuple[int, int], Future]:
