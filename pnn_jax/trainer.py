@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from pnn_jax.runtime import release_unused
 from pnn_jax.train_step import TrainState, Variables, create_train_state, fixed_collections, train_steps
 from pnn_jax.validate import check_fits_data, check_fits_memory, check_platform, validate_config
 
+BYTES_BESIDE_COMPILER = 2**27  # what may be initialised while programs are compiled
 STEPS_PER_DISPATCH = 20  # on accelerators, where launching a program takes as long as a small step
 
 
@@ -162,7 +164,12 @@ class Trainer:
         return {}
 
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
-        """A new state and the fixed collections, with a copy on every device."""
+        """A new state and the fixed collections, with a copy on every device.
+
+        Where `compile` is at work, a large network waits for it: the compiler needs about as much memory as training.
+        """
+        if sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(self.shapes)) > BYTES_BESIDE_COMPILER:
+            wait(self._programs.values())
         init_key, run_key = jax.random.split(jax.random.key(seed))
         mask_key = jax.random.key(mask_seed)
         variables = init_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
