@@ -216,7 +216,10 @@ _combine.defvjp(_combine_forward, _combine_backward)
 
 @partial(jax.jit, static_argnames=('implementation', 'pass_name', 'noise_level', 'activation'), inline=True)
 def _run(implementation: str, pass_name: str, *arguments, **options):
-    """Runs a pass, 'combine' or 'gradients', of an implementation; for 'auto', of the one for the platform."""
+    """Runs a pass, 'combine' or 'gradients', of an implementation; for 'auto', of the one for the platform.
+
+    Within `jit`, layers of equal shapes are traced once; inlined, they leave no calls in the program.
+    """
 
     def function_of(name: str) -> Callable:
         return partial(getattr(IMPLEMENTATIONS[name], pass_name), **options)
