@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import jax
@@ -302,28 +301,32 @@ def test_runs_that_share_a_trainer_equal_runs_of_their_own(finished, dataset, tm
 
 def test_what_is_not_compiled_yet_is_given_up_when_a_run_stops(trainer):
     """Two programs wait behind one that is being compiled."""
-    made, ready = dataclasses.replace(trainer), threading.Event()
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        futures = [thread.submit(ready.wait), thread.submit(list), thread.submit(list)]
-        made._programs.update({(8, steps): future for steps, future in enumerate(futures)})
-        while not futures[0].running():
-            pass
-        with pytest.raises(StoppedEarly), made.ending_compilation():
-            raise StoppedEarly('enough')
-        ready.set()
-    assert list(made._programs) == [(8, 0)] and futures[1].cancelled() and futures[2].cancelled()
+    made, running, *waiting = dataclasses.replace(trainer), Future(), Future(), Future()
+    running.set_running_or_notify_cancel()
+    made._programs.update({(8, steps): future for steps, future in enumerate([running, *waiting])})
+    with pytest.raises(StoppedEarly), made.ending_compilation():
+        raise StoppedEarly('enough')
+    assert made._programs == {(8, 0): running} and all(future.cancelled() for future in waiting)
 
 
 def test_the_first_step_waits_for_its_own_program_alone(trainer):
-    made, ready = dataclasses.replace(trainer), threading.Event()
+    waited_for = []
+
+    class Program(Future):
+        def result(self, timeout=None):
+            waited_for.append(self)
+            return super().result(timeout=0)
+
+    made, own, other = dataclasses.replace(trainer), Program(), Program()
+    made._programs.update({(8, 1): own, (5, 1): other})
     batches = SimpleNamespace(batch_size=8, num_steps=1)
-    with ThreadPoolExecutor(max_workers=2) as thread:
-        made._programs[8, 1], made._programs[5, 1] = thread.submit(list), thread.submit(ready.wait)
+    own.set_result(None)
+    made.wait_for_program(batches)
+    assert waited_for == [own]
+    made._programs[8, 1] = Program()
+    made._programs[8, 1].set_exception(RuntimeError('it does not compile'))
+    with pytest.raises(RuntimeError, match='it does not compile'):
         made.wait_for_program(batches)
-        made._programs[8, 1] = thread.submit(lambda: 1 / 0)  # a program that does not compile
-        with pytest.raises(ZeroDivisionError):
-            made.wait_for_program(batches)
-        ready.set()
 
 
 def test_a_seed_that_diverges_does_not_keep_the_others_from_training(finished, dataset, tmp_path, monkeypatch):

@@ -178,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     grid = read_grid(args.grid)
     again = args.again or args.results / AGAIN
-    if not args.again and not again.exists():
+    if not (again / grid.name).exists():
+        if args.again:
+            raise InputError(f'--again={again}: there is no folder {grid.name} in it')
         again = None
     study = read_study(args.results, grid, again=again, allow_mixed_code=args.allow_mixed_code)
     if study.missing_primary:
