@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the weights, the order of the images, augmentation and dropout
     config.mask_seed = 0  # of the noise masks
     config.num_seeds = 1  # independent runs; run i has seed + i and mask_seed + i
+    config.seeds_at_once = 1  # of these, how many one program trains; more is for small networks on GPUs and TPUs
     config.num_epochs = 150
     config.batch_size = 64  # over all devices; the last batch of an epoch may be smaller and is trained on too
     config.eval_batch_size = 500  # over all devices; does not change any result

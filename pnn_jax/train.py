@@ -2,21 +2,22 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pnn_jax.data import Dataset
+from pnn_jax.data.feeds import Batches
 from pnn_jax.data.streams import Stream
-from pnn_jax.errors import DivergedError, RunError
+from pnn_jax.errors import DivergedError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.hosts import agreed
 from pnn_jax.models.registry import count_variables
 from pnn_jax.optim import learning_rate_at
 from pnn_jax.run.checkpoints import Checkpointer
-from pnn_jax.run.console import say
 from pnn_jax.run.log import FinishedRun, Progress, RunLog, check_writers
 from pnn_jax.run.provenance import provenance
 from pnn_jax.run.result import describe_run, run_result, summarise_seeds
@@ -71,22 +72,35 @@ def train_and_evaluate(
         trainer = create_trainer(config, dataset)
     elif _without_seeds(trainer.config) != _without_seeds(config):
         raise ValueError('trainer: was made of a config that differs in more than its seeds')
+    train = partial(train_seed, trainer, should_stop=should_stop, lock=lock)
     if config.num_seeds == 1:
-        return train_seed(trainer, config, workdir, should_stop, lock=lock)
+        (result,) = finish(trainer, [train(config, workdir)])
+        if isinstance(result, DivergedError):
+            raise result
+        return result
     with Workdir.open(workdir, config, primary=jax.process_index() == 0, lock=lock) as parent:
+        configs = [config_of_seed(config, offset) for offset in range(config.num_seeds)]
         results, diverged = [], []
-        for offset in range(config.num_seeds):
-            one_seed = config.copy_and_resolve_references()
-            one_seed.update(seed=config.seed + offset, mask_seed=config.mask_seed + offset, num_seeds=1)
-            path = parent.path / f'seed_{one_seed.seed}'
-            try:
-                results.append(train_seed(trainer, one_seed, path, should_stop, lock=lock, parent=parent))
-            except DivergedError as error:  # the other seeds may be fine
-                diverged.append(f'seed {one_seed.seed}: {error}')
+        for first in range(0, config.num_seeds, config.seeds_at_once):
+            group = configs[first : first + config.seeds_at_once]
+            path_of = lambda one: parent.path / f'seed_{one.seed}'
+            runs = [train(one, path_of(one), parent=parent, together=len(group)) for one in group]
+            for one, outcome in zip(group, finish(trainer, runs), strict=True):
+                if isinstance(outcome, DivergedError):
+                    diverged.append(f'seed {one.seed}: {outcome}')
+                else:
+                    results.append(outcome)
         if diverged:
             raise RunError('\n'.join(diverged))
         summary = summarise_seeds(results)
         return summary if parent.result() == summary else parent.write_result(summary)
+
+
+def config_of_seed(config, offset: int) -> Any:
+    """The config of one run of several, `offset` after the first."""
+    one = config.copy_and_resolve_references()
+    one.update(seed=config.seed + offset, mask_seed=config.mask_seed + offset, num_seeds=1)
+    return one
 
 
 def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
@@ -111,27 +125,96 @@ def _without_seeds(config) -> dict:
     return {name: value for name, value in config.to_dict().items() if name not in SEEDS}
 
 
+class Dispatch(NamedTuple):
+    """What a run needs next: its state after the steps of `batches`.
+
+    Attributes:
+        step: of the run, before them.
+    """
+
+    step: int
+    state: TrainState
+    fixed: Variables
+    batches: Batches
+
+
+Run = Generator[Dispatch, Any, dict]  # what is sent is the state that it asked for
+
+
+def finish(trainer: Trainer, runs: Sequence[Run]) -> list[dict | DivergedError]:
+    """Takes runs to their ends, side by side. Those that are at the same step are trained by one program.
+
+    Returns:
+        The result of each run, or why it diverged.
+
+    Raises:
+        StoppedEarly: all runs have been saved.
+        Exception: what else a run raises. The others are left at their last checkpoints.
+    """
+    outcomes: dict[int, dict | DivergedError] = {}
+    waiting: dict[int, Dispatch] = {}
+    stopped: list[StoppedEarly] = []
+
+    def proceed(number: int, state: TrainState | None) -> None:
+        try:
+            waiting[number] = runs[number].send(state)
+        except StopIteration as end:
+            outcomes[number] = end.value
+        except DivergedError as error:  # the others may be fine
+            outcomes[number] = error
+        except StoppedEarly as error:  # the others have to be saved too
+            stopped.append(error)
+
+    try:
+        with trainer.ending_compilation():
+            for number in range(len(runs)):
+                proceed(number, None)
+            while waiting:
+                # Runs that were saved at different steps are together again when the last one has caught up.
+                step = min(dispatch.step for dispatch in waiting.values())
+                ready = [number for number, dispatch in waiting.items() if dispatch.step == step]
+                states = train_dispatches(trainer, [waiting.pop(number) for number in ready])
+                for number, state in zip(ready, states, strict=True):
+                    proceed(number, state)
+    finally:
+        for run in runs:
+            run.close()
+    if stopped:
+        raise stopped[0]
+    return [outcomes[number] for number in range(len(runs))]
+
+
+def train_dispatches(trainer: Trainer, dispatches: Sequence[Dispatch]) -> list[TrainState]:
+    """The state after each dispatch. All are at the same step."""
+    _, states, fixed, batches = zip(*dispatches, strict=True)
+    if len(dispatches) == 1:
+        return [trainer.train_steps(states[0], fixed[0], batches[0])]
+    return trainer.train_together(states, fixed, batches)
+
+
 def train_seed(
     trainer: Trainer,
     config,
     path: str | os.PathLike,
-    should_stop: Callable[[], str],
     *,
+    should_stop: Callable[[], str],
     lock: bool = True,
     parent: Workdir | None = None,
-) -> dict:
-    """Trains one seed, or resumes it, up to its result. Arguments and errors as `train_and_evaluate`."""
+    together: int = 1,
+) -> Run:
+    """Trains one seed, or resumes it, up to its result: a generator, whose steps `finish` makes.
+
+    Arguments and errors as `train_and_evaluate`; `together` is how many runs are at the same step.
+    """
     primary = jax.process_index() == 0
     with (
         Workdir.open(path, config, primary=primary, lock=lock, parent=parent) as workdir,
         Checkpointer(workdir.checkpoints_dir, keep=config.checkpoint.keep) as checkpointer,
-        trainer.ending_compilation(),
     ):
         check_resumable(workdir, checkpointer, trainer)
         if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:
             return result  # this run is finished already
-        say('compiling the training step; on a CPU this takes about 10 seconds, for large networks up to a minute')
-        trainer.compile()
+        trainer.compile(together)
         state, fixed, saver = resume(workdir, checkpointer, trainer, config)
         counts = count_variables(all_variables(state, fixed))
         step = int(state.step)  # counted on the host, so that no step waits for the device
@@ -146,8 +229,8 @@ def train_seed(
                 if first_step == 0:  # a resumed epoch goes on counting
                     state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
                 for batches in trainer.feed.batches(state.key, epoch, first_step):
-                    started += trainer.wait_for_program(batches)  # compilation is not training
-                    state = trainer.train_steps(state, fixed, batches)
+                    started += trainer.wait_for_program(batches, together)  # compilation is not training
+                    state = yield Dispatch(step, state, fixed, batches)
                     before, step = step, step + batches.num_steps
                     images += batches.num_steps * batches.batch_size
                     logged = crossed(config.log.every_steps, before, step) or step == epoch_end

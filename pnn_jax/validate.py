@@ -31,6 +31,7 @@ RULES: Mapping[str, Option] = {
     'seed': Option(at_least=0),
     'mask_seed': Option(at_least=0),
     'num_seeds': Option(at_least=1),
+    'seeds_at_once': Option(at_least=1),
     'num_epochs': Option(at_least=1),
     'batch_size': Option(at_least=1),
     'eval_batch_size': Option(at_least=1),

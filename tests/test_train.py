@@ -16,13 +16,14 @@ from tiny_runs import share_programs
 from configs import quickstart
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed
+from pnn_jax.data.streams import Stream
 from pnn_jax.errors import DivergedError, InputError, RunError, StoppedEarly
 from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.provenance import code_digest
 from pnn_jax.run.resume import Saver
-from pnn_jax.train import create_trainer, train_and_evaluate
-from pnn_jax.trainer import Trainer
+from pnn_jax.train import create_trainer, train_and_evaluate, train_dispatches
+from pnn_jax.trainer import Trainer, create_feed
 
 
 def tiny_config(**changes):
@@ -288,6 +289,67 @@ def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
         train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
 
 
+@pytest.fixture(scope='module')
+def one_after_another(dataset, tmp_path_factory):
+    """Three seeds that are trained by themselves: (folder, summary)."""
+    folder = tmp_path_factory.mktemp('seeds')
+    return folder, train_and_evaluate(three_seeds(), folder, dataset=dataset)
+
+
+def three_seeds(**changes):
+    options = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 0.02, 'model__dropout_rate': 0.3}
+    return tiny_config(num_seeds=3, **options, data__augment='crop_flip', **changes)
+
+
+def assert_equal_but_for_rounding(folder, expected):
+    for seed in range(3):
+        lines, outcomes = read_run(folder / f'seed_{seed}')
+        expected_lines, expected_outcomes = read_run(expected / f'seed_{seed}')
+        assert (outcomes == expected_outcomes).all()
+        for line, one in zip(lines, expected_lines, strict=True):
+            assert line == pytest.approx(one, rel=1e-4)
+
+
+def test_seeds_in_one_program_equal_those_in_programs_of_their_own(one_after_another, dataset, tmp_path, capsys):
+    """Three seeds, two of them at once: masks, weights, order and dropout of each are its own."""
+    summary = train_and_evaluate(three_seeds(seeds_at_once=2), tmp_path, dataset=dataset)
+    expected_folder, expected = one_after_another
+    assert_equal_but_for_rounding(tmp_path, expected_folder)
+    assert summary['mean_final_test_accuracy'] == expected['mean_final_test_accuracy']
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(':')[0] for line in lines if ': epoch ' in line] == ['seed 0', 'seed 1'] * 2 + ['seed 2'] * 2
+    with pytest.raises(InputError, match='seeds_at_once: 2 -> 3'):
+        train_and_evaluate(three_seeds(seeds_at_once=3), tmp_path, dataset=dataset)
+
+
+def test_seeds_in_one_program_are_all_saved_when_they_are_stopped(one_after_another, dataset, tmp_path, monkeypatch):
+    """The second epoch is cut short, after a step more in some of them; the others catch up when they are resumed."""
+    config = three_seeds(seeds_at_once=3)
+    asked = []
+
+    def after_a_while():
+        asked.append(None)
+        return 'enough' if len(asked) > 16 else ''
+
+    with pytest.raises(StoppedEarly, match='enough'):
+        train_and_evaluate(config, tmp_path, dataset=dataset, should_stop=after_a_while)
+    saved = {max(path.name for path in (tmp_path / f'seed_{seed}/checkpoints').glob('0*')) for seed in range(3)}
+    assert saved == {'000002_step_5', '000002_step_6'}
+    trained = []
+    monkeypatch.setattr(
+        'pnn_jax.train.train_dispatches', lambda *args: trained.append(len(args[1])) or train_dispatches(*args)
+    )
+    train_and_evaluate(config, tmp_path, dataset=dataset)
+    assert trained[0] < 3 and trained[1:] == [3, 3]
+    assert_equal_but_for_rounding(tmp_path, one_after_another[0])
+
+
+def test_data_that_stay_on_disk_take_one_seed_at_a_time(tmp_path):
+    config = tiny_config(num_seeds=2, seeds_at_once=2, **{'data.source': 'stream_folder'})
+    with pytest.raises(InputError, match=r'config.seeds_at_once=2: must be 1 for data that stay on disk'):
+        create_feed(object.__new__(Stream), None, config)
+
+
 def test_runs_that_share_a_trainer_equal_runs_of_their_own(finished, dataset, tmp_path):
     shared = create_trainer(tiny_config(seed=5), dataset)
     for seed in (5, 0):
@@ -303,10 +365,10 @@ def test_what_is_not_compiled_yet_is_given_up_when_a_run_stops(trainer):
     """Two programs wait behind one that is being compiled."""
     made, running, *waiting = dataclasses.replace(trainer), Future(), Future(), Future()
     running.set_running_or_notify_cancel()
-    made._programs.update({(8, steps): future for steps, future in enumerate([running, *waiting])})
+    made._programs.update({(1, 8, steps): future for steps, future in enumerate([running, *waiting])})
     with pytest.raises(StoppedEarly), made.ending_compilation():
         raise StoppedEarly('enough')
-    assert made._programs == {(8, 0): running} and all(future.cancelled() for future in waiting)
+    assert made._programs == {(1, 8, 0): running} and all(future.cancelled() for future in waiting)
 
 
 def test_the_first_step_waits_for_its_own_program_alone(trainer):
@@ -318,13 +380,13 @@ def test_the_first_step_waits_for_its_own_program_alone(trainer):
             return super().result(timeout=0)
 
     made, own, other = dataclasses.replace(trainer), Program(), Program()
-    made._programs.update({(8, 1): own, (5, 1): other})
+    made._programs.update({(1, 8, 1): own, (1, 5, 1): other, (2, 8, 1): other})
     batches = SimpleNamespace(batch_size=8, num_steps=1)
     own.set_result(None)
     made.wait_for_program(batches)
     assert waited_for == [own]
-    made._programs[8, 1] = Program()
-    made._programs[8, 1].set_exception(RuntimeError('it does not compile'))
+    made._programs[1, 8, 1] = Program()
+    made._programs[1, 8, 1].set_exception(RuntimeError('it does not compile'))
     with pytest.raises(RuntimeError, match='it does not compile'):
         made.wait_for_program(batches)
 

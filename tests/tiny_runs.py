@@ -69,7 +69,8 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
         parts = (config.model, config.optimizer, config.schedule, config.data.mean, config.data.std)
         key = str((*parts, config.data.augment, made.data.class_names, made.steps_per_epoch))
         same = programs.setdefault(key, made)
-        made.__dict__.update(train_steps=same.train_steps, _evaluate=same._evaluate)
+        compiled = ('train_steps', 'train_together', '_evaluate')
+        made.__dict__.update({name: getattr(same, name) for name in compiled})
         return made
 
     def init_once(model, image_shape, *, key, mask_key):
@@ -80,7 +81,7 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
         return draws[id(model), image_shape][1](key, mask_key)
 
     patch.setattr(trainer.Trainer, 'create', classmethod(create_once))
-    patch.setattr(trainer.Trainer, 'compile', lambda self: None)
+    patch.setattr(trainer.Trainer, 'compile', lambda self, together=1: None)
     patch.setattr(trainer, 'init_variables', init_once)
 
 

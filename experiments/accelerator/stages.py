@@ -94,6 +94,8 @@ def _speeds(folder: Path, torch: bool) -> Iterator[Stage]:
     for row in FIRST_ROWS[:2]:
         yield of_row(row, 'train', '--batch_size=128', name='_batch128', text=' with batches of 128')
     yield benchmark('batch', 'throughput against batch size', 7, '--rows=', '--scaling=batch', '--steps=3')
+    seeds = 'several seeds in one program, with 16 filters'
+    yield benchmark('seeds', seeds, 7, '--rows=', '--scaling=seeds', '--num_filters=16', '--steps=3')
     yield from (of_row(row, 'eval') for row in FIRST_ROWS)
     yield from (of_row(row, mode) for row, mode in itertools.product(OTHER_ROWS, MODES))
 

@@ -47,6 +47,7 @@ OUTPUT_FIELDS = ('model.', 'data.mean', 'data.std', 'data.image_size', 'data.res
 
 # Fields that did not exist when older runs began, with the values that those runs were computed with.
 ADDED_FIELDS = {
+    'seeds_at_once': 1,
     **{f'data.{name}': value for name, value in dataset.ADDED_FIELDS.items()},
     **{f'model.{name}': field.default for name, field in OPTIONS.items()},
     'schedule.name': 'milestones',
@@ -393,9 +394,10 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict(read_json(Path(path) / 'config.json'))
     for name, value in ADDED_FIELDS.items():
-        section, field = name.split('.')
-        if section in config and field not in config[section]:
-            config[section][field] = value
+        section, _, field = name.rpartition('.')
+        part = config.get(section) if section else config
+        if part is not None and field not in part:
+            part[field] = value
     return config.lock()
 
 

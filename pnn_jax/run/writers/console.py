@@ -14,12 +14,13 @@ class ConsoleWriter(LogWriter):
     def __init__(self, workdir: Workdir, config):
         super().__init__(workdir, config)
         self.console = make_console()
+        self.shared = config.seeds_at_once > 1  # with other runs: lines name the seed, and there is no progress line
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn('{task.description}'),
             rich.progress.BarColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=self.shared or not self.console.is_terminal,
             transient=True,
         )
         self.bar.start()
@@ -38,7 +39,8 @@ class ConsoleWriter(LogWriter):
         )
 
     def epoch(self, metrics: dict) -> None:
-        self.say(describe_epoch(metrics, self.config.num_epochs))
+        seed = f'seed {self.config.seed}: ' if self.shared else ''
+        self.say(seed + describe_epoch(metrics, self.config.num_epochs))
 
     def close(self) -> None:
         self.bar.stop()
