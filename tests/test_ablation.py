@@ -12,11 +12,13 @@ import pytest
 
 from experiments.ablation import __main__ as ablation
 from experiments.ablation import registration, run_config, runs, shared_data, workers
+from experiments.ablation.results import read_results
 from experiments.ablation.runner import Outcome, Task
 from experiments.command import exit_code
+from experiments.report.study import is_collapsed
 from pnn_jax import train
 from pnn_jax.data import load_dataset
-from pnn_jax.errors import InputError, StoppedEarly
+from pnn_jax.errors import DivergedError, InputError, StoppedEarly
 from pnn_jax.validate import validate_config
 
 SMOKE, AUDIT = registration.read_grid('smoke'), registration.read_grid('audit')
@@ -271,6 +273,50 @@ def test_records_of_other_code_stop_the_grid_unless_asked_for(
     assert len(instant_training) == 4
     assert exit_code(ablation.main, [*flags, '--allow_mixed_code']) == 0
     assert len(instant_training) == 6
+
+
+def test_a_run_that_diverges_has_a_record_without_a_correct_image(tmp_path, capsys, monkeypatch, process_state):
+    """In its second epoch: the first one keeps its counts. The grid is done, and does not try the run again."""
+    trained = []
+
+    def diverge(config, workdir, **_):
+        trained.append(workdir)
+        folder = Path(workdir)
+        folder.mkdir(parents=True)
+        line = {'epoch': 1, 'test_correct': 7, 'test_count': 360, 'test_accuracy': 7 / 360, 'seconds': 3.0}
+        (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+        np.savez(folder / 'outcomes.npz', correct=np.arange(360)[None] < 7)
+        raise DivergedError('the loss is not finite at step 9')
+
+    monkeypatch.setattr(train, 'train_and_evaluate', diverge)
+    flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    assert exit_code(ablation.main, [*flags, '--arms=no_noise_seed0']) == 0
+    assert 'no_noise_seed0: 0 of 360 correct' in (shown := capsys.readouterr().out)
+    assert 'it diverged' in shown and 'the loss is not finite at step 9' in shown
+    assert exit_code(ablation.main, [*flags, '--arms=no_noise_seed0']) == 0 and len(trained) == 1
+    (record,) = read_results(tmp_path / 'results/smoke', SMOKE).records.values()
+    assert list(record.correct.sum(1)) == [7, 0] and [line['test_correct'] for line in record.history] == [7, 0]
+    assert record.accuracy == 0 and record.summary['final_test_count'] == record.summary['nonfinite'] == 360
+    assert record.summary['max_test_epoch'] == 1 and record.weights > 0 and record.summary['seconds'] == 3.0
+    assert is_collapsed(record, SMOKE.collapse)
+
+
+def test_a_run_that_diverges_at_once(tmp_path, monkeypatch, process_state):
+    """On validation examples, so that the test set would have been read once."""
+
+    def diverge(*_, **__):
+        raise DivergedError('the loss is not finite at step 1')
+
+    monkeypatch.setattr(train, 'train_and_evaluate', diverge)
+    grid = tmp_path / 'tiny.toml'
+    text = (registration.GRIDS / 'smoke.toml').read_text()
+    grid.write_text(text.replace('[changes]', '[changes]\ndata.validation_examples = 60'))
+    flags = [f'--grid={grid}', '--arms=no_noise_seed0', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
+    assert exit_code(ablation.main, flags) == 0
+    (record,) = read_results(tmp_path / 'results/tiny', registration.read_grid(str(grid))).records.values()
+    assert record.correct.shape == (1, 360) and not record.correct.any()
+    assert [line['validation_count'] for line in record.history] == [60, 60]
+    assert record.summary['final_validation_accuracy'] == 0
 
 
 @pytest.mark.parametrize('damaged', ['result.json', 'metrics.jsonl', 'outcomes.npz'])

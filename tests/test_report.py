@@ -212,8 +212,13 @@ def collapse(record: Record) -> Record:
 
 def test_collapsed_runs_are_named_and_have_no_interval(results):
     write(results, collapse(make(RUNS['no_noise_seed1'], 25)))
+    diverged = make(RUNS['shared_masks_seed1'], 0)
+    summary = diverged.summary | {'nonfinite': 100, 'diverged': 'the loss is not finite at step 9'}
+    history = [diverged.history[0], {'test_accuracy': 0.0}]  # as experiments/ablation/diverged.py writes it
+    write(results, diverged._replace(summary=summary, history=history))
     text = report(results)
     assert 'Runs that collapsed: `no_noise_seed1` (accuracy 25.0%, training accuracy 60.0%, test loss 0.5)' in text
+    assert '`shared_masks_seed1` (the loss is not finite at step 9)' in text
     assert '1 of 2 collapsed: 50.00, 25.00' in cells_of(text, '`no_noise`')
 
 

@@ -8,6 +8,7 @@ run_config.py     the config of a run
 records.py        the file that a finished run leaves
 results.py        all records of a grid, checked
 final.py          what is measured of a finished network besides
+diverged.py       the record of a run that did not stay finite
 plan.py           the table of `--plan`
 tasks.py          from a grid to what is trained: data, configs, tasks
 runner.py         trains one run after another in this process

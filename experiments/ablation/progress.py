@@ -49,6 +49,8 @@ class Progress:
             self.done.add(outcome.name)
             correct = '' if self._grid.blind else f'{outcome.correct} of {outcome.count} correct, '
             line = f'{outcome.name}: {correct}{outcome.seconds:.0f} s ({len(self.done)} of {len(self._runs)} runs done)'
+            if outcome.diverged:
+                line += f'; it diverged, so that none of its predictions counts: {outcome.diverged}'
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __rich__(self) -> Table:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import ml_collections
 
-from experiments.ablation.records import make_record
-from pnn_jax.errors import StoppedEarly, one_line
+from experiments.ablation.records import Record, make_record
+from pnn_jax.errors import DivergedError, StoppedEarly, one_line
 
 if TYPE_CHECKING:
     from pnn_jax.trainer import Trainer
@@ -43,13 +43,18 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: correct test examples after the last epoch, or one line that says why it failed."""
+    """How a run ended: correct test examples after the last epoch, or one line that says why it failed.
+
+    Attributes:
+        diverged: one line that says so, of a run with a result.
+    """
 
     name: str
     correct: int = 0
     count: int = 0
     seconds: float = 0.0
     failure: str = ''
+    diverged: str = ''
 
 
 class Listener(Protocol):
@@ -94,18 +99,12 @@ class Runner:
         Raises:
             StoppedEarly: `should_stop` gave a reason. The run has been saved.
         """
-        from experiments.ablation.final import measure_final
-        from pnn_jax.train import train_and_evaluate
-
         began = time.monotonic()
         error_file = task.workdir / 'error.txt'
         try:
             # The run logs to its workdir; the screen belongs to the table of the grid.
             with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-                trainer = self._trainer_of(task)
-                train_and_evaluate(task.config, task.workdir, should_stop=self.should_stop, trainer=trainer)
-            measured = measure_final(task.workdir, self.dataset, trainer)
-            record = make_record(task.arm, task.seed, task.registration, task.config, task.workdir, measured)
+                record = self._record_of(task)
             record.write(task.record)
         except StoppedEarly:
             raise
@@ -118,7 +117,22 @@ class Runner:
         with contextlib.suppress(OSError):
             error_file.unlink(missing_ok=True)
         last = record.correct[-1]
-        return Outcome(task.name, int(last.sum()), last.size, time.monotonic() - began)
+        seconds, diverged = time.monotonic() - began, record.summary.get('diverged', '')
+        return Outcome(task.name, int(last.sum()), last.size, seconds, diverged=diverged)
+
+    def _record_of(self, task: Task) -> Record:
+        """Trains a run. One that diverges has a record too: without it, its arm would look better than it is."""
+        from experiments.ablation.diverged import diverged_record
+        from experiments.ablation.final import measure_final
+        from pnn_jax.train import train_and_evaluate
+
+        trainer = self._trainer_of(task)
+        try:
+            train_and_evaluate(task.config, task.workdir, should_stop=self.should_stop, trainer=trainer)
+        except DivergedError as error:
+            return diverged_record(task, trainer, self.dataset.test.labels, error)
+        measured = measure_final(task.workdir, self.dataset, trainer)
+        return make_record(task.arm, task.seed, task.registration, task.config, task.workdir, measured)
 
     def _trainer_of(self, task: Task) -> Trainer:
         from pnn_jax.train import create_trainer
