@@ -14,7 +14,15 @@ class RunError(RuntimeError):
 
 
 class DivergedError(RunError):
-    """The loss, parameters or batch statistics of a run are not finite."""
+    """The loss, parameters or batch statistics of a run are not finite.
+
+    Attributes:
+        what: what is not finite, and when, without advice.
+    """
+
+    def __init__(self, what: str, advice: str = ''):
+        super().__init__(f'{what}; {advice}' if advice else what)
+        self.what = what
 
 
 class StoppedEarly(Exception):

@@ -162,8 +162,11 @@ def difference(
         equal_variances: False for Welch's test, which gives each arm a spread of its own.
 
     Raises:
-        InputError: an arm is empty, or the spread cannot be estimated from the values.
+        InputError: an arm is empty, the spread cannot be estimated from the values, or both a spread and unequal
+            variances are asked for.
     """
+    if spread is not None and not equal_variances:
+        raise InputError('equal_variances=False: must be True where a spread is given')
     one, other = np.asarray(first, float), np.asarray(second, float)
     if not one.size or not other.size:
         raise InputError(f'arms of {one.size} and {other.size} values: each needs one')

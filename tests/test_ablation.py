@@ -19,6 +19,7 @@ from experiments.report.study import is_collapsed
 from pnn_jax import train
 from pnn_jax.data import load_dataset
 from pnn_jax.errors import DivergedError, InputError, StoppedEarly
+from pnn_jax.run.workdir import Workdir
 from pnn_jax.validate import validate_config
 
 SMOKE, AUDIT = registration.read_grid('smoke'), registration.read_grid('audit')
@@ -281,18 +282,20 @@ def test_a_run_that_diverges_has_a_record_without_a_correct_image(tmp_path, caps
 
     def diverge(config, workdir, **_):
         trained.append(workdir)
-        folder = Path(workdir)
-        folder.mkdir(parents=True)
         line = {'epoch': 1, 'test_correct': 7, 'test_count': 360, 'test_accuracy': 7 / 360, 'seconds': 3.0}
-        (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
-        np.savez(folder / 'outcomes.npz', correct=np.arange(360)[None] < 7)
-        raise DivergedError('the loss is not finite at step 9')
+        with Workdir.open(workdir, config) as opened:
+            opened.begin()
+            opened.set_examples(np.zeros(360, np.int32), 'digest')
+            opened.append_epoch(line, np.arange(360) < 7)
+        with (Path(workdir) / 'metrics.jsonl').open('a') as file:
+            file.write('{"epoch": 2, "test')  # was killed while it wrote its second epoch, which diverges this time
+        raise DivergedError('the loss is not finite at step 9', 'try a lower learning rate')
 
     monkeypatch.setattr(train, 'train_and_evaluate', diverge)
     flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results']
     assert exit_code(ablation.main, [*flags, '--arms=no_noise_seed0']) == 0
     assert 'no_noise_seed0: 0 of 360 correct' in (shown := capsys.readouterr().out)
-    assert 'it diverged' in shown and 'the loss is not finite at step 9' in shown
+    assert shown.splitlines()[0].endswith('count as wrong: the loss is not finite at step 9')
     assert exit_code(ablation.main, [*flags, '--arms=no_noise_seed0']) == 0 and len(trained) == 1
     (record,) = read_results(tmp_path / 'results/smoke', SMOKE).records.values()
     assert list(record.correct.sum(1)) == [7, 0] and [line['test_correct'] for line in record.history] == [7, 0]

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -237,8 +238,20 @@ def test_a_registration_is_trained_only_as_it_was_committed(capsys, no_training,
     monkeypatch.setattr(ablation, 'provenance', lambda: {'sha256': 'c' * 64, 'commit': 'a' * 40, 'clean': False})
     path = tmp_path / 'study.toml'
     path.write_text(REGISTRATION)
-    assert exit_code(ablation.main, [f'--grid={path}']) == 2
-    assert 'commit pnn_jax/ and configs/ before its first run' in capsys.readouterr().err
+    (tmp_path / '.gitignore').write_text('*.toml\n')
+
+    def refused() -> str:
+        assert exit_code(ablation.main, [f'--grid={path}']) == 2
+        return capsys.readouterr().err
+
+    git = lambda *command: subprocess.run(['git', '-C', str(tmp_path), *command], check=True, capture_output=True)
+    assert 'commit study.toml before its first run' in refused()  # outside of a repository
+    git('init')
+    assert 'commit study.toml before its first run' in refused()  # ignored
+    git('add', '--force', 'study.toml')
+    assert 'commit study.toml before its first run' in refused()
+    git('-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '--message=study')
+    assert 'commit pnn_jax/ and configs/ before its first run' in refused()
 
 
 def test_rates_that_are_still_to_be_chosen_are_refused(capsys, no_training, tmp_path):

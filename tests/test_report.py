@@ -234,6 +234,11 @@ def test_a_difference_from_collapsed_runs_has_no_interval_and_hides_no_other():
     fixed = study.arms['one'][4]
     study.arms['one'][4] = fixed._replace(summary=fixed.summary | {'recalibrated_accuracy': 0.62})
     assert analysis.findings(study)[0].sensitivity.verdict == 'better'
+    # One that diverged stays at zero, and must not hide the other difference there either.
+    lost = {'recalibrated_accuracy': 0.0, 'diverged': 'the loss is not finite at step 9'}
+    study.arms['one'][4] = fixed._replace(summary=fixed.summary | lost)
+    assert [one.sensitivity.verdict for one in analysis.findings(study)] == ['inconclusive', 'better']
+    study.arms['one'][4] = fixed
     excluding = dataclasses.replace(
         study, grid=dataclasses.replace(study.grid, analysis=Analysis(exclude_collapsed=True, bootstrap_draws=50))
     )

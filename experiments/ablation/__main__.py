@@ -79,9 +79,14 @@ def check_committed(grid: Grid) -> None:
     code = provenance()
     if not grid.registration or code['commit'] is None:
         return
-    command = ['git', '-C', str(grid.path.parent), 'status', '--porcelain', '--', grid.path.name]
-    status = subprocess.run(command, capture_output=True, text=True, check=False)
-    if status.returncode == 0 and status.stdout.strip():
+    git = lambda *command: subprocess.run(
+        ['git', '-C', str(grid.path.parent), *command, '--', grid.path.name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tracked, changed = git('ls-files', '--error-unmatch'), git('status', '--porcelain')
+    if tracked.returncode or changed.returncode or changed.stdout.strip():
         raise InputError(f'--grid={grid.name}: is a registration; commit {grid.path.name} before its first run')
     if not code['clean']:
         raise InputError(f'--grid={grid.name}: is a registration; commit pnn_jax/ and configs/ before its first run')

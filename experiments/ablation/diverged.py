@@ -2,26 +2,26 @@
 
 Such a run has a result like any other: left out, it would make its arm look better than it is. Its network has no
 finite logits, and exact evaluation counts those as wrong (`pnn_jax/evaluate.py`). So from the epoch in which it
-diverged on, no image is classified correctly, on any set, whatever statistics the batch norms use.
+diverged on, no image is classified correctly. What records say of other statistics in the batch norms is not measured,
+but 0 as well.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.ablation.final import machine
 from experiments.ablation.records import Record, settings
 from experiments.ablation.runner import Task
-from pnn_jax.errors import DivergedError, one_line
+from pnn_jax.errors import DivergedError
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.models.registry import count_variables
 from pnn_jax.run.checkpoints import Checkpointer
 from pnn_jax.run.result import circumstances, run_result
+from pnn_jax.run.workdir import Workdir
 from pnn_jax.train_step import all_variables
 from pnn_jax.trainer import Trainer
 
@@ -33,7 +33,8 @@ def diverged_record(task: Task, trainer: Trainer, labels: np.ndarray, error: Div
         trainer: that trained it.
         labels: int32 [n], of the test set.
     """
-    finished = _lines(task.workdir / 'metrics.jsonl')
+    with Workdir.open(task.workdir, task.config, lock=False) as workdir:
+        finished, outcomes = workdir.history, workdir.outcomes
     epochs, split = task.config.num_epochs, trainer.epoch_split
     lost = {
         f'{split}_correct': 0,
@@ -45,8 +46,7 @@ def diverged_record(task: Task, trainer: Trainer, labels: np.ndarray, error: Div
     history = finished + [{'epoch': epoch} | lost for epoch in range(len(finished) + 1, epochs + 1)]
     correct = np.zeros((epochs if split == 'test' else 1, len(labels)), bool)
     if split == 'test' and finished:
-        with np.load(task.workdir / 'outcomes.npz', allow_pickle=False) as stored:
-            correct[: len(finished)] = stored['correct'][: len(finished)]
+        correct[: len(finished)] = outcomes
     summary = run_result(
         _nothing_right(labels),
         trainer.data,
@@ -62,7 +62,7 @@ def diverged_record(task: Task, trainer: Trainer, labels: np.ndarray, error: Div
         'recalibrated_accuracy': 0.0,
         'recalibrated_loss': math.nan,
         'machine': machine(),
-        'diverged': one_line(error),
+        'diverged': error.what,
     }
     return Record(task.arm, task.seed, task.registration, settings(task.config), summary | measured, history, correct)
 
@@ -79,10 +79,6 @@ def _nothing_right(labels: np.ndarray) -> Evaluation:
         predicted=np.full(count, -1, np.int32),
         confidence=np.full(count, math.nan, np.float32),
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _begun_elsewhere(folder: Path) -> list[dict]:

@@ -24,7 +24,7 @@ def plan_table(grid: Grid, configs: Mapping[str, ml_collections.ConfigDict], dat
     table = Table(title=grid.what, caption=_caption(grid))
     for column in ('arm', 'runs', 'filters', 'weights', 'against', 'rate', 'epochs', 'core-hours'):
         table.add_column(column, justify='left' if column in ('arm', 'against') else 'right', no_wrap=True)
-    total = 0.0
+    total, known = 0.0, all(arm.images_per_second for arm in grid.arms)
     for arm in grid.arms:
         config = configs[arm.name]
         against = f'{weights[arm.name] / weights[arm.match] - 1:+.1%} {arm.match}' if arm.match else ''
@@ -42,7 +42,7 @@ def plan_table(grid: Grid, configs: Mapping[str, ml_collections.ConfigDict], dat
             f'{hours:.1f}' if hours else '?',
         )
     table.add_section()
-    table.add_row('all', str(sum(arm.runs for arm in grid.arms)), '', '', '', '', '', f'{total:.1f}')
+    table.add_row('all', str(sum(arm.runs for arm in grid.arms)), '', '', '', '', '', f'{total:.1f}' if known else '?')
     return table
 
 

@@ -50,7 +50,7 @@ class Progress:
             correct = '' if self._grid.blind else f'{outcome.correct} of {outcome.count} correct, '
             line = f'{outcome.name}: {correct}{outcome.seconds:.0f} s ({len(self.done)} of {len(self._runs)} runs done)'
             if outcome.diverged:
-                line += f'; it diverged, so that none of its predictions counts: {outcome.diverged}'
+                line += f'; it diverged, so all of its predictions count as wrong: {outcome.diverged}'
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __rich__(self) -> Table:

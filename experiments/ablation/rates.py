@@ -111,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     choices = choose_rates(grid, read_results(args.results / grid.name, grid))
     Console().print(table_of(choices))
     if args.check:
-        check_rates(read_grid(args.check), choices)
+        checked = read_grid(args.check)
+        if checked.rates_from != grid.name:
+            raise InputError(f'--check={args.check}: its rates are from {checked.rates_from or "no search"}')
+        check_rates(checked, choices)
         print(f'{args.check}: its rates are the chosen ones')
 
 

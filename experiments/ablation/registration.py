@@ -81,7 +81,8 @@ class Comparison:
         question: what it answers.
         first, second: names of arms.
         margin: a difference smaller than this does not matter, in points.
-        family: tests of one family are adjusted together (Holm), so that each family has 5% false alarms at most.
+        family: tests of one family are adjusted together (Holm): those for a difference, so that at most 5% of families
+            have a false alarm, and apart from them those about the margin.
         kind: 'difference': is there a difference, and is it within +-margin? 'non_inferiority': is `first` worse than
             `second` by less than the margin? 'interaction': is the difference another one than that of the two arms in
             `versus`? The value is then (first - second) - (versus[0] - versus[1]).
@@ -297,18 +298,33 @@ def _check(grid: Grid, where: str) -> None:
     seen: set[tuple] = set()
     for comparison in grid.comparisons:
         _check_comparison(comparison, names, f'{where}: comparison {comparison.question!r}')
-        pair = (frozenset((comparison.first, comparison.second)), comparison.kind)
-        if pair in seen:
-            raise InputError(f'{where}: {comparison.first} and {comparison.second} are compared twice')
-        seen.add(pair)
+        compared = (frozenset(comparison.arms), comparison.kind)
+        if compared in seen:
+            raise InputError(f'{where}: {" and ".join(comparison.arms)} are compared twice')
+        seen.add(compared)
     if grid.look:
         _check_look(grid, names, f'{where}: look')
     if grid.registration:
         _check_registration(grid, where)
-    if not 0 < grid.analysis.confidence < 1 or not 0 < grid.analysis.level < 1:
-        raise InputError(f'{where}: analysis: confidence and level must be between 0 and 1')
-    if grid.analysis.spread not in ('pooled', 'pair'):
-        raise InputError(f"{where}: analysis: spread = {grid.analysis.spread!r} must be 'pooled' or 'pair'")
+    _check_rules(grid, where)
+
+
+def _check_rules(grid: Grid, where: str) -> None:
+    analysis = grid.analysis
+    if analysis.confidence != 0.95:
+        raise InputError(f'{where}: analysis: confidence = {analysis.confidence} must be 0.95, as every table says')
+    if not 0 < analysis.level < 0.5:
+        raise InputError(f'{where}: analysis: level = {analysis.level} must be above 0 and below 0.5')
+    if analysis.spread not in ('pooled', 'pair'):
+        raise InputError(f"{where}: analysis: spread = {analysis.spread!r} must be 'pooled' or 'pair'")
+    if analysis.bootstrap_draws < 1 or analysis.bootstrap_seed < 0:
+        raise InputError(
+            f'{where}: analysis: bootstrap_draws = {analysis.bootstrap_draws} must be 1 or more, and bootstrap_seed = '
+            f'{analysis.bootstrap_seed} 0 or more'
+        )
+    for name, bound in dataclasses.asdict(grid.collapse).items():
+        if not 0 < bound < math.inf:
+            raise InputError(f'{where}: collapse: {name} = {bound} must be a number above 0')
 
 
 def _check_names(found: Iterable[str], names: list[str], where: str) -> None:
@@ -325,6 +341,8 @@ def _check_arm(arm: Arm, unmatched: list[str], where: str) -> None:
         if arm.num_filters:
             raise InputError(f'{where}: num_filters = {arm.num_filters} and match = {arm.match!r} exclude each other')
     rate = arm.learning_rate
+    if arm.searched and rate == 0:
+        raise InputError(f'{where}: rates: 0 must be a number above 0')
     if (isinstance(rate, str) and rate != SEARCH) or (not isinstance(rate, str) and not 0 <= rate < math.inf):
         raise InputError(f'{where}: learning_rate = {rate!r} must be a number above 0, or {SEARCH!r}')
 
@@ -335,14 +353,17 @@ def _check_comparison(comparison: Comparison, names: list[str], where: str) -> N
         raise InputError(f'{where}: margin = {comparison.margin!r} must be a number above 0')
     if comparison.kind not in KINDS:
         raise InputError(f'{where}: kind = {comparison.kind!r} is not one of {", ".join(KINDS)}')
-    if comparison.first == comparison.second:
-        raise InputError(f'{where}: {comparison.first} is compared with itself')
     if len(comparison.versus) != (2 if comparison.kind == 'interaction' else 0):
         raise InputError(f'{where}: versus = {list(comparison.versus)} must be two arms for an interaction, else none')
+    for arm in comparison.arms:
+        if comparison.arms.count(arm) > 1:  # the standard error is that of independent arms
+            raise InputError(f'{where}: {arm} is compared with itself')
 
 
 def _check_look(grid: Grid, names: list[str], where: str) -> None:
     _check_names(grid.look.arms, names, f'{where}: arms')
+    if not 0 < grid.look.pooled_sd_above < math.inf:
+        raise InputError(f'{where}: pooled_sd_above = {grid.look.pooled_sd_above} must be a number above 0')
     if len(grid.look.arms) < 1 or grid.look.after < 2:
         raise InputError(f'{where}: needs one arm or more, and after = {grid.look.after} must be 2 or more')
     for name in grid.look.arms:

@@ -40,11 +40,12 @@ def count_run(args, plot: Path, console: Console) -> None:
     correct = outcomes.correct[:, find_order(order_name, outcomes.labels, count, args.order_seed)]
     counted = curves.recount(correct, args.batch_size)
     expected = curves.expected_reports(correct, args.batch_size, EXPECTED_ORDERS)
-    title = f'Accuracy (%) of {outcomes.name}, {count} test examples, batch size {args.batch_size}, order: {order_name}'
+    title = f'Accuracy (%) of {outcomes.name}, {count} {outcomes.split} examples, batch size '
+    title += f'{args.batch_size}, order: {order_name}'
     console.print(curves.table_of(counted, correct, expected, title))
     console.print(f'Expected: over {EXPECTED_ORDERS} random orders of the test images, for the same predictions.')
     console.print(curves.summary_of(counted, correct))
-    save_plot(curves.plot_of(counted, args.batch_size, outcomes.name), plot)
+    save_plot(curves.plot_of(counted, args.batch_size, outcomes.name, outcomes.split), plot)
 
 
 def count_simulated(runs: int, plot: Path, console: Console) -> None:

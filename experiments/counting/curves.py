@@ -85,7 +85,7 @@ def summary_of(curves: Curves, correct: np.ndarray) -> str:
     )
 
 
-def plot_of(curves: Curves, batch_size: int, title: str) -> plt.Figure:
+def plot_of(curves: Curves, batch_size: int, title: str, split: str = 'test') -> plt.Figure:
     """Accuracy against epoch for every way of counting. Dotted lines: the exact and the smoothed maximum."""
     figure, axes = plt.subplots(figsize=(8, 4.8), layout='constrained')
     epochs = np.arange(1, len(curves['exact_accuracy']) + 1)
@@ -100,7 +100,7 @@ def plot_of(curves: Curves, batch_size: int, title: str) -> plt.Figure:
     gap = curves['smoothed_accuracy'].max() - curves['exact_accuracy'].max()
     axes.set(
         xlabel='epoch',
-        ylabel='test accuracy (%)',
+        ylabel=f'{split} accuracy (%)',
         title=f'{title}\nThe smoothed maximum is {abs(gap):.1f} points {"above" if gap >= 0 else "below"} the exact '
         f'one, for the same predictions (batch size {batch_size})',
     )

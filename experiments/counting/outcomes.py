@@ -21,11 +21,13 @@ class Outcomes(NamedTuple):
         name: of the run.
         correct: bool [epochs, examples], in the order in which the data set is stored.
         labels: int32 [examples]; None where they are not known.
+        split: 'test' or 'validation', which examples they are.
     """
 
     name: str
     correct: np.ndarray
     labels: np.ndarray | None
+    split: str = 'test'
 
 
 def read_outcomes(path: Path) -> Outcomes:
@@ -39,8 +41,8 @@ def read_outcomes(path: Path) -> Outcomes:
         return Outcomes(record.name, record.correct, labels_of(record))
     file = path / 'outcomes.npz'
     correct, labels = _read_arrays(file)
-    _check_counts(correct, file, path / 'metrics.jsonl')
-    return Outcomes(path.name, correct, labels)
+    split = _check_counts(correct, file, path / 'metrics.jsonl')
+    return Outcomes(path.name, correct, labels, split)
 
 
 def labels_of(record: Record) -> np.ndarray | None:
@@ -68,19 +70,24 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return correct, labels
 
 
-def _check_counts(correct: np.ndarray, path: Path, metrics: Path) -> None:
-    """Compares the number of correct examples of each epoch with the log of the run, where there is one."""
+def _check_counts(correct: np.ndarray, path: Path, metrics: Path) -> str:
+    """Compares the number of correct examples of each epoch with the log of the run, where there is one.
+
+    Returns:
+        The split that the log names.
+    """
     if not metrics.exists():
-        return
+        return 'test'
     try:
-        lines = metrics.read_text().splitlines()[: len(correct)]
-        logged = [_logged(line) for line in map(json.loads, lines)]
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()[: len(correct)]]
+        logged = [_logged(line) for line in lines]
     except OSError as error:
         raise InputError(f'{metrics}: cannot be read ({os_reason(error)})') from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f'{metrics}: cut short or not a log of epochs') from None
     if logged != [(int(epoch.sum()), epoch.size) for epoch in correct]:
         raise InputError(f'{path}: its counts of correct examples are not those of {metrics.name}')
+    return evaluated_split(lines[0])
 
 
 def _logged(line: dict) -> tuple[int, int]:

@@ -93,6 +93,8 @@ def recounted(study: Study, path: Path | None, results: Path) -> tuple[Outcomes 
         outcomes = read_outcomes(path)
         if len(outcomes.correct) < 2:
             raise InputError(f'--counting={path}: has one evaluated epoch; a curve needs at least two')
+        if outcomes.split != 'test':
+            raise InputError(f'--counting={path}: its epochs were evaluated on {outcomes.split} examples')
         return outcomes, ''
     record = (study.arms.get(study.grid.reference) or study.records)[0]
     if len(record.correct) > 1:
@@ -141,7 +143,6 @@ def context_of(
         'draws': probes and probes.settings.get('draws'),
         'test_examples': some.summary['final_test_count'],
         'epochs': len(some.history),
-        'validated': 'validation_accuracy' in some.history[0],
         'min_runs': MIN_RUNS,
         'reference_accuracy': float(np.mean(accuracies(reference))) if reference else float('nan'),
         'collapsed': [record for record in study.records if is_collapsed(record, study.grid.collapse)],
@@ -165,6 +166,8 @@ def pooled_in_words(study: Study) -> str:
     """The pooled standard deviation, and of which arms it is."""
     values, collapsed = values_of(study), collapsed_arms(study)
     arms = pooled_arms(study.grid, values, collapsed)
+    if not any(len(values[arm]) > 1 for arm in arms):
+        return 'that is not known: no arm without a collapsed run has two runs'
     spread = spread_for(study.grid, values, collapsed, ())
     which = 'all arms that are not exploratory' if arms == study.grid.pooled_arms else ', '.join(arms)
     return f'of {spread.deviation:.2f} points, pooled over {which} ({spread.degrees:g} degrees of freedom)'

@@ -39,7 +39,7 @@ class Judgement(NamedTuple):
             first arm is worse by less than the margin'.
         verdict: None where an arm has too few runs.
         within_margin: of a difference: there is evidence that it is below the margin, whatever the verdict.
-        below_zero: the whole interval of the difference is below zero.
+        below_zero: the whole interval of the difference is below zero, and no run of its arms collapsed.
     """
 
     comparison: Comparison
@@ -104,7 +104,8 @@ def judge_all(grid: Grid, values: Mapping[str, stats.Values], collapsed: Collect
             *p_values,
             _verdict(comparison, difference, *p_values, grid, values),
             within_margin=p_values[1] < grid.analysis.level,
-            below_zero=difference.interval(grid.analysis.confidence)[1] < 0,
+            below_zero=difference.interval(grid.analysis.confidence)[1] < 0
+            and set(comparison.arms).isdisjoint(collapsed),
         )
         for comparison, difference, p_values in zip(found, differences, adjusted, strict=True)
     ]
@@ -237,7 +238,8 @@ def findings(study: Study) -> list[Finding]:
     sensitivity = dict.fromkeys(range(len(judgements)))
     if all(recalibrated(record) is not None for records in arms.values() for record in records):
         values = {name: [recalibrated(record) for record in records] for name, records in arms.items()}
-        sensitivity = dict(enumerate(judge_all(grid, values)))
+        diverged = {name for name, records in arms.items() if any('diverged' in one.summary for one in records)}
+        sensitivity = dict(enumerate(judge_all(grid, values, diverged)))  # other collapsed runs are mended by then
     return [_finding(study, judgement, sensitivity[index]) for index, judgement in enumerate(judgements)]
 
 

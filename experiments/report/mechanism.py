@@ -135,8 +135,8 @@ def _from_arms(findings: list[Finding]) -> Iterator[str]:
 
 
 def _conclusion(study: Study, probes: Probes, findings: list[Finding]) -> Iterator[str]:
-    """What a mask is by the registered rule, or what is missing for it."""
-    if not study.grid.registration:
+    """What a mask is by the rule of a registration with an arm of ramps, or what is missing for it."""
+    if not study.grid.registration or RAMP not in {arm.name for arm in study.grid.arms}:
         return
     verdicts = {one.comparison.arms: one.judgement for one in findings}
     against_ramp = verdicts.get((MASK, RAMP))

@@ -127,10 +127,12 @@ def gaps_table(study: Study) -> pd.DataFrame:
         published = row.accuracy - AUDIT[reference_row].accuracy
         name = rows[row.number]
         arms, values = (name, study.grid.reference), values_of(study)
-        spread = spread_for(study.grid, values, collapsed_arms(study), arms)
+        collapsed = collapsed_arms(study)
+        spread = spread_for(study.grid, values, collapsed, arms)
         difference = contrast([values[arm] for arm in arms], [1, -1], spread=spread)
         low, high = difference.interval(study.grid.analysis.confidence, bounds=(-100, 100))
-        ours = f'{signed(difference.estimate)} ({signed(low)} to {signed(high)})'
+        interval = f'{signed(low)} to {signed(high)}' if collapsed.isdisjoint(arms) else 'runs collapsed'
+        ours = f'{signed(difference.estimate)} ({interval})'
         lines.append((f'{row.number}: {row.what}', f'{published:+.1f}', f'`{name}`', ours))
     return pd.DataFrame(
         lines,

@@ -105,10 +105,11 @@ def resume(
         workdir.truncate(0)
     else:
         epochs, steps_into_epoch = divmod(restored.step, trainer.steps_per_epoch)
-        if restored.step > config.num_epochs * trainer.steps_per_epoch:
+        needed = epochs + (steps_into_epoch > 0)
+        if needed > config.num_epochs:
             raise InputError(
-                f'--workdir={workdir.path}: its run is in epoch {epochs + 1}; config.num_epochs={config.num_epochs} '
-                'must be at least that'
+                f'--workdir={workdir.path}: its run is in epoch {needed}; config.num_epochs={config.num_epochs} must '
+                'be at least that'
             )
         digest = restored.meta['fixed_digest']
         fixed = checkpointer.load_masks(fixed, digest) if fixed else fixed
@@ -192,7 +193,7 @@ class Saver:
             advice = 'nothing was saved; run it again with a lower config.optimizer.learning_rate'
         else:
             advice = 'the last checkpoint is older; try a lower config.optimizer.learning_rate in another --workdir'
-        raise DivergedError(f'{what}; {advice}')
+        raise DivergedError(what, advice)
 
 
 @jax.jit
