@@ -136,7 +136,7 @@ def exit_codes(again: str) -> Iterator[None]:
         fail(f'{f"{error.filename}: " if error.filename else ""}{os_reason(error)}', 1, hosts.leave)
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' in str(error):
-            advice = 'a smaller config.batch_size or config.eval_batch_size needs less'
+            advice = 'a smaller config.batch_size, config.eval_batch_size or config.seeds_at_once needs less'
             fail(f'out of memory; {advice} ({one_line(error, 200)})', 1, hosts.leave)
         if jax.process_count() == 1 or 'INTERNAL' in str(error):
             raise

@@ -1,8 +1,9 @@
 """The training loop. `train_and_evaluate(config, workdir)` does a whole run, or resumes the run in `workdir`."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from pnn_jax.data import Dataset
-from pnn_jax.data.feeds import Batches
+from pnn_jax.data.feeds import Batches, StreamFeed
 from pnn_jax.data.streams import Stream
-from pnn_jax.errors import DivergedError, RunError, StoppedEarly
+from pnn_jax.errors import DivergedError, InputError, RunError, StoppedEarly
 from pnn_jax.evaluate import Evaluation
 from pnn_jax.hosts import agreed
 from pnn_jax.models.registry import count_variables
 from pnn_jax.optim import learning_rate_at
 from pnn_jax.run.checkpoints import Checkpointer
+from pnn_jax.run.console import say
 from pnn_jax.run.log import FinishedRun, Progress, RunLog, check_writers
 from pnn_jax.run.provenance import provenance
 from pnn_jax.run.result import describe_run, run_result, summarise_seeds
@@ -74,20 +76,20 @@ def train_and_evaluate(
         raise ValueError('trainer: was made of a config that differs in more than its seeds')
     train = partial(train_seed, trainer, should_stop=should_stop, lock=lock)
     if config.num_seeds == 1:
-        (result,) = finish(trainer, [train(config, workdir)])
-        if isinstance(result, DivergedError):
-            raise result
-        return result
+        (outcome,) = train_side_by_side(trainer, {'': train(config, workdir)}).values()
+        if isinstance(outcome, DivergedError):
+            raise outcome
+        return outcome
     with Workdir.open(workdir, config, primary=jax.process_index() == 0, lock=lock) as parent:
-        configs = [config_of_seed(config, offset) for offset in range(config.num_seeds)]
         results, diverged = [], []
+        configs = [config_of_seed(config, offset) for offset in range(config.num_seeds)]
         for first in range(0, config.num_seeds, config.seeds_at_once):
             group = configs[first : first + config.seeds_at_once]
-            path_of = lambda one: parent.path / f'seed_{one.seed}'
-            runs = [train(one, path_of(one), parent=parent, together=len(group)) for one in group]
-            for one, outcome in zip(group, finish(trainer, runs), strict=True):
+            train_one = partial(train, parent=parent, together=len(group))
+            runs = {f'seed {one.seed}': train_one(one, parent.path / f'seed_{one.seed}') for one in group}
+            for name, outcome in train_side_by_side(trainer, runs).items():
                 if isinstance(outcome, DivergedError):
-                    diverged.append(f'seed {one.seed}: {outcome}')
+                    diverged.append(f'{name}: {outcome}')
                 else:
                     results.append(outcome)
         if diverged:
@@ -99,7 +101,7 @@ def train_and_evaluate(
 def config_of_seed(config, offset: int) -> Any:
     """The config of one run of several, `offset` after the first."""
     one = config.copy_and_resolve_references()
-    one.update(seed=config.seed + offset, mask_seed=config.mask_seed + offset, num_seeds=1)
+    one.update(seed=config.seed + offset, mask_seed=config.mask_seed + offset, num_seeds=1, seeds_at_once=1)
     return one
 
 
@@ -114,6 +116,11 @@ def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
     """
     check_writers(config)
     trainer = Trainer.create(config, dataset)
+    if config.seeds_at_once > 1 and isinstance(trainer.feed, StreamFeed):
+        raise InputError(
+            f'config.seeds_at_once={config.seeds_at_once}: must be 1 for data that stay on disk '
+            f'(config.data.source={config.data.source!r})'
+        )
     # Not part of `create`, because a network can be evaluated with a batch size that it cannot be trained with.
     check_batch_norms(
         trainer.model, trainer.feed.image_shape, batch_size=config.batch_size, num_train=trainer.feed.num_train
@@ -138,53 +145,62 @@ class Dispatch(NamedTuple):
     batches: Batches
 
 
-Run = Generator[Dispatch, Any, dict]  # what is sent is the state that it asked for
+# A run that is being trained. It is sent the state that it asked for; StoppedEarly is thrown into it where another run
+# was stopped.
+Training = Generator[Dispatch, Any, dict]
 
 
-def finish(trainer: Trainer, runs: Sequence[Run]) -> list[dict | DivergedError]:
-    """Takes runs to their ends, side by side. Those that are at the same step are trained by one program.
+def train_side_by_side(trainer: Trainer, runs: Mapping[str, Training]) -> dict[str, dict | DivergedError]:
+    """Takes runs to their ends. Those that are at the same step are trained by one program.
+
+    Args:
+        runs: by name.
 
     Returns:
-        The result of each run, or why it diverged.
+        The result of each run, or why it diverged, in the order of `runs`.
 
     Raises:
-        StoppedEarly: all runs have been saved.
+        StoppedEarly: one run was asked to stop. All have been saved, but for those that diverged.
         Exception: what else a run raises. The others are left at their last checkpoints.
     """
-    outcomes: dict[int, dict | DivergedError] = {}
-    waiting: dict[int, Dispatch] = {}
+    outcomes: dict[str, dict | DivergedError] = {}
+    waiting: dict[str, Dispatch] = {}
     stopped: list[StoppedEarly] = []
 
-    def proceed(number: int, state: TrainState | None) -> None:
+    def proceed(name: str, advance: Callable[[], Dispatch]) -> None:
         try:
-            waiting[number] = runs[number].send(state)
+            waiting[name] = advance()
         except StopIteration as end:
-            outcomes[number] = end.value
-        except DivergedError as error:  # the others may be fine
-            outcomes[number] = error
-        except StoppedEarly as error:  # the others have to be saved too
+            outcomes[name] = end.value
+        except DivergedError as error:
+            outcomes[name] = error
+            if len(runs) > 1:
+                say(f'{name}: {error}')  # now, because the others may go on for long
+        except StoppedEarly as error:
             stopped.append(error)
 
-    try:
-        with trainer.ending_compilation():
-            for number in range(len(runs)):
-                proceed(number, None)
-            while waiting:
-                # Runs that were saved at different steps are together again when the last one has caught up.
-                step = min(dispatch.step for dispatch in waiting.values())
-                ready = [number for number, dispatch in waiting.items() if dispatch.step == step]
-                states = train_dispatches(trainer, [waiting.pop(number) for number in ready])
-                for number, state in zip(ready, states, strict=True):
-                    proceed(number, state)
-    finally:
-        for run in runs:
-            run.close()
+    with contextlib.ExitStack() as stack, trainer.ending_compilation():
+        for name, run in runs.items():
+            stack.callback(run.close)
+            if not stopped:
+                proceed(name, partial(next, run))
+        if len(waiting) > 1:
+            say(f'compiling the training step of {len(waiting)} runs at once')
+        while waiting and not stopped:
+            # Runs that were saved at different steps are together again when the last one has caught up.
+            step = min(dispatch.step for dispatch in waiting.values())
+            ready = [name for name, dispatch in waiting.items() if dispatch.step == step]
+            states = train_dispatches(trainer, [waiting.pop(name) for name in ready])
+            for name, state in zip(ready, states, strict=True):
+                proceed(name, partial(runs[name].send, state))
+        for name in list(waiting):  # nobody waits for another step before the process ends
+            proceed(name, partial(runs[name].throw, StoppedEarly(str(stopped[0]))))
     if stopped:
         raise stopped[0]
-    return [outcomes[number] for number in range(len(runs))]
+    return {name: outcomes[name] for name in runs}
 
 
-def train_dispatches(trainer: Trainer, dispatches: Sequence[Dispatch]) -> list[TrainState]:
+def train_dispatches(trainer: Trainer, dispatches: Sequence[Dispatch]) -> Sequence[TrainState]:
     """The state after each dispatch. All are at the same step."""
     _, states, fixed, batches = zip(*dispatches, strict=True)
     if len(dispatches) == 1:
@@ -201,12 +217,12 @@ def train_seed(
     lock: bool = True,
     parent: Workdir | None = None,
     together: int = 1,
-) -> Run:
-    """Trains one seed, or resumes it, up to its result: a generator, whose steps `finish` makes.
+) -> Training:
+    """Trains one seed, or resumes it, up to its result; `train_side_by_side` makes its steps.
 
-    Arguments and errors as `train_and_evaluate`; `together` is how many runs are at the same step.
+    Arguments and errors as `train_and_evaluate`; `together` is how many runs are trained side by side, with this one.
     """
-    primary = jax.process_index() == 0
+    primary, shared = jax.process_index() == 0, together > 1
     with (
         Workdir.open(path, config, primary=primary, lock=lock, parent=parent) as workdir,
         Checkpointer(workdir.checkpoints_dir, keep=config.checkpoint.keep) as checkpointer,
@@ -214,12 +230,13 @@ def train_seed(
         check_resumable(workdir, checkpointer, trainer)
         if (result := workdir.result()) is not None and len(workdir.history) == config.num_epochs:
             return result  # this run is finished already
-        trainer.compile(together)
+        if not shared:  # it is not known yet how many runs one program will train
+            trainer.compile()
         state, fixed, saver = resume(workdir, checkpointer, trainer, config)
         counts = count_variables(all_variables(state, fixed))
         step = int(state.step)  # counted on the host, so that no step waits for the device
         evaluation = None
-        with RunLog(workdir, config, primary=primary) as log:
+        with RunLog(workdir, config, primary=primary, name=f'seed {config.seed}' if shared else '') as log:
             describe_run(log.say, config, trainer.data, counts, epochs_done=len(workdir.history))
             while len(workdir.history) < config.num_epochs:  # one entry per finished epoch
                 epoch = len(workdir.history)
@@ -229,8 +246,9 @@ def train_seed(
                 if first_step == 0:  # a resumed epoch goes on counting
                     state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
                 for batches in trainer.feed.batches(state.key, epoch, first_step):
-                    started += trainer.wait_for_program(batches, together)  # compilation is not training
-                    state = yield Dispatch(step, state, fixed, batches)
+                    started += trainer.wait_for_program(batches)  # compilation is not training
+                    with saver.saving_if_stopped(state):
+                        state = yield Dispatch(step, state, fixed, batches)
                     before, step = step, step + batches.num_steps
                     images += batches.num_steps * batches.batch_size
                     logged = crossed(config.log.every_steps, before, step) or step == epoch_end
@@ -243,13 +261,14 @@ def train_seed(
                         # wait for the device anyway. A single host can look after every call.
                         reason = agreed(should_stop()) if logged or jax.process_count() == 1 else ''
                         saver.between_steps(state, reason, due=crossed(config.checkpoint.every_steps, before, step))
-                # Of training, without the evaluation. None where the epoch was trained before the run was resumed.
-                images_per_second = images / (time.perf_counter() - started) if images else None
+                # Of training, without the evaluation. None where the epoch was trained before the run was resumed, and
+                # where other runs took a part of the time.
+                images_per_second = images / (time.perf_counter() - started) if images and not shared else None
                 with saver.saving_if_stopped(state):
                     evaluation = trainer.evaluate(all_variables(state, fixed), should_stop, split=trainer.epoch_split)
                 metrics = record_of_epoch(trainer, state, evaluation) | {
                     'images_per_second': images_per_second,
-                    'seconds': time.perf_counter() - started,
+                    'seconds': (time.perf_counter() - started) / together,  # an equal share
                 }
                 saver.after_epoch(state, metrics, evaluation)
                 log.epoch(metrics)

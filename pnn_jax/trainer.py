@@ -21,7 +21,7 @@ from pnn_jax.data.augment import preprocess
 from pnn_jax.data.batches import steps_per_epoch
 from pnn_jax.data.feeds import BATCH_AXIS, Batches, DeviceFeed, StreamFeed
 from pnn_jax.data.streams import Stream
-from pnn_jax.errors import InputError, StoppedEarly
+from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.hosts import agreed, replicate
 from pnn_jax.models.registry import create_model
@@ -133,36 +133,28 @@ class Trainer:
         parts = {'model': self.model, 'optimizer': self.optimizer, 'preprocess': self.preprocess}
         return jax.jit(partial(function, **parts), donate_argnums=0)
 
-    def compile(self, together: int = 1) -> None:
-        """Begins to compile the training step for every shape of batches of an epoch, in the order of the epoch.
+    def compile(self) -> None:
+        """Begins to compile `train_steps` for every shape of batches of an epoch, in the order of the epoch.
 
         It returns while a thread compiles. `wait_for_program` waits for one program, so that the first step does not
         wait for those of other shapes.
-
-        Args:
-            together: how many runs one program trains.
         """
-        if any(runs == together for runs, *_ in self._programs):
+        if self._programs:
             return
         say('compiling the training step; on a CPU this takes about 10 seconds, for large networks up to a minute')
         on_mesh = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated)
         state, fixed = jax.tree.map(on_mesh, self.shapes)
         thread = ThreadPoolExecutor(max_workers=1)
-
-        def compile_for(batches: Batches):
-            if together == 1:
-                return self.train_steps.lower(state, fixed, batches).compile()
-            return self.train_together.lower(*([one] * together for one in (state, fixed, batches))).compile()
-
         for batches in self.feed.shapes():
-            self._programs[together, batches.batch_size, batches.num_steps] = thread.submit(compile_for, batches)
+            compiling = thread.submit(lambda some: self.train_steps.lower(state, fixed, some).compile(), batches)
+            self._programs[batches.batch_size, batches.num_steps] = compiling
         thread.submit(release_unused)
         thread.shutdown(wait=False)
 
-    def wait_for_program(self, batches: Batches, together: int = 1) -> float:
+    def wait_for_program(self, batches: Batches) -> float:
         """Waits until `compile` has made the program for batches of this shape; returns the seconds that it waited."""
         began = time.perf_counter()
-        if compiling := self._programs.get((together, batches.batch_size, batches.num_steps)):
+        if compiling := self._programs.get((batches.batch_size, batches.num_steps)):
             compiling.result()
         return time.perf_counter() - began
 
@@ -176,8 +168,8 @@ class Trainer:
                 del self._programs[shape]
 
     @cached_property
-    def _programs(self) -> dict[tuple[int, int, int], Future]:
-        """(number of runs, batch size, number of steps) -> the program that is being compiled for it."""
+    def _programs(self) -> dict[tuple[int, int], Future]:
+        """(batch size, number of steps) -> the program that is being compiled for it."""
         return {}
 
     def init(self, seed: int, mask_seed: int) -> tuple[TrainState, Variables]:
@@ -245,11 +237,6 @@ def create_feed(data: Dataset | Stream, mesh: Mesh, config) -> DeviceFeed | Stre
     a loop. Accelerators run STEPS_PER_DISPATCH.
     """
     if isinstance(data, Stream):
-        if config.seeds_at_once > 1:
-            raise InputError(
-                f'config.seeds_at_once={config.seeds_at_once}: must be 1 for data that stay on disk '
-                f'(config.data.source={config.data.source!r})'
-            )
         return StreamFeed(data, mesh, batch_size=config.batch_size)
     default = 1 if jax.default_backend() == 'cpu' else STEPS_PER_DISPATCH
     num_steps = config.steps_per_dispatch or default

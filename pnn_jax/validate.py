@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -69,6 +70,10 @@ def validate_config(config) -> None:
     Raises:
         InputError: one line per problem, with the field, its value and what is allowed.
     """
+    if missing := [field for field in RULES if _value(config, field) is None]:
+        raise InputError(
+            '\n'.join(f'config.{field}: is missing; configs/default.py has its default' for field in missing)
+        )
     problems = {field: _problem(config, field) for field in RULES}
     lines = [line for line in problems.values() if line]
     for field in ('seed', 'mask_seed'):
@@ -79,14 +84,21 @@ def validate_config(config) -> None:
     if not any(problems[f'model.{field}'] for field in ('name', 'layer', 'stem_layer')):
         lines += [f'config.model.{name}={config.model[name]!r}: {reason}' for name, reason in conflicts(config.model)]
     lines += [*_data_problems(config.data), *_schedule_problems(config)]
+    if config.seeds_at_once > 1 and config.log.wandb:  # it takes one run a process
+        lines.append(f'config.seeds_at_once={config.seeds_at_once}: must be 1 with config.log.wandb=True')
     if lines:
         raise InputError('\n'.join(lines))
 
 
-def _problem(config, field: str) -> str:
-    value = config
+def _value(config, field: str) -> Any:
+    """The value of a field such as 'model.name'; None where the config has no such field."""
     for part in field.split('.'):
-        value = value[part]
+        config = config.get(part) if hasattr(config, 'get') else None
+    return config
+
+
+def _problem(config, field: str) -> str:
+    value = _value(config, field)
     problem = RULES[field].problem(value)
     return f'config.{field}={value!r}: {problem}' if problem else ''
 
@@ -178,6 +190,8 @@ def check_batch_norms(model: nn.Module, image_shape: tuple[int, ...], *, batch_s
     try:
         jax.eval_shape(train_on_one_image)
     except SingleValueError as error:
+        if num_train == 1:
+            raise InputError(f'config.data.train_examples: there is 1 training image, and {error}') from None
         if batch_size == 1:
             raise InputError(f'config.batch_size=1: {error}; use 2 or more') from None
         larger = next(size for size in itertools.count(batch_size + 1) if num_train % size != 1)

@@ -100,9 +100,20 @@ def test_combinations_that_cannot_work():
         ({'model__redraw_masks': True, 'model__trainable_masks': True}, 'redraw_masks'),
         ({'model__redraw_masks': True, 'model__stem_layer': 'random_filters'}, 'redraw_masks=True: only noise masks'),
         ({'model__name': 'answer_resnet18', 'model__stem_layer': 'random_filters'}, "takes 'perturbation' or 'conv'"),
+        ({'seeds_at_once': 2, 'num_seeds': 2, 'log__wandb': True}, 'seeds_at_once=2: must be 1 with config.log.wandb'),
     ):
         with pytest.raises(InputError, match=part):
             validate_config(config_with(**changes))
+
+
+def test_fields_that_are_missing_are_named():
+    """A copy of an older configs/default.py has not all of them."""
+    config = default.get_config()
+    del config.seeds_at_once, config.data.pad
+    with pytest.raises(InputError) as error:
+        validate_config(config)
+    lines = str(error.value).splitlines()
+    assert [line.partition(':')[0] for line in lines] == ['config.seeds_at_once', 'config.data.pad']
 
 
 def test_images_must_fit():
@@ -272,6 +283,8 @@ def test_a_last_batch_of_one_is_refused_with_a_batch_size_that_works():
     assert batch_norm_problem(16, 160, model__name='lenet') == ''
     assert 'for example 7,' in batch_norm_problem(4, 61, model__name='lenet')  # 61 = 12 * 5 + 1 = 10 * 6 + 1
     assert batch_norm_problem(16, 161, model__name='resnet18') == ''
+    line = batch_norm_problem(16, 1, model__name='lenet')
+    assert line.startswith('config.data.train_examples: there is 1 training image, and batch norm')
 
 
 _FIELDS = {

@@ -81,7 +81,7 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
         return draws[id(model), image_shape][1](key, mask_key)
 
     patch.setattr(trainer.Trainer, 'create', classmethod(create_once))
-    patch.setattr(trainer.Trainer, 'compile', lambda self, together=1: None)
+    patch.setattr(trainer.Trainer, 'compile', lambda self: None)
     patch.setattr(trainer, 'init_variables', init_once)
 
 

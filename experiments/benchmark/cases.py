@@ -29,8 +29,8 @@ SCALING = {
     'seeds': (1, 2, 4, 8),
     'devices': (1, 2, 4),
 }
-# Ways to train several seeds: a program per seed, one after another; or one program for all.
-SEED_STYLES = ('loop', 'vmap', 'map')
+# Ways to train several seeds: one after another; or in one program, as `config.seeds_at_once` does.
+SEED_STYLES = ('loop', 'vmap')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -49,11 +48,10 @@ def our_side(case: Case) -> Side:
         variables = all_variables(*runs[0])
         step = lambda: trainer.evaluate(variables)
         images = trainer.feed.num_examples['test']
-    elif case.seed_style == 'loop':
-        step = train_one_after_another(trainer, runs)
-        images *= trainer.feed.steps_per_dispatch
     else:
-        step = train_together(trainer, runs, case.seed_style)
+        train = {'loop': train_one_after_another, 'vmap': train_at_once}[case.seed_style]
+        step = train(trainer, runs)
+        images *= trainer.feed.steps_per_dispatch
 
     def accelerator_peak() -> int | None:
         stats = jax.local_devices()[0].memory_stats()
@@ -84,7 +82,7 @@ def make_trainer(case: Case):
 
 
 def train_one_after_another(trainer, runs: list) -> Callable[[], object]:
-    """A step of every (state, fixed collections), each with the trainer's own program."""
+    """Trains every (state, fixed collections), each with the trainer's own program."""
     import jax
 
     batches = next(trainer.feed.batches(runs[0][0].key, epoch=0))
@@ -98,29 +96,17 @@ def train_one_after_another(trainer, runs: list) -> Callable[[], object]:
     return train
 
 
-def train_together(trainer, runs: list, style: str) -> Callable[[], object]:
-    """A step of all (state, fixed collections) in one program, by `jax.vmap` or `jax.lax.map`."""
+def train_at_once(trainer, runs: list) -> Callable[[], object]:
+    """Trains all (state, fixed collections) in one program, as `config.seeds_at_once` does."""
     import jax
-    import jax.numpy as jnp
 
-    from pnn_jax.data.feeds import LoadedBatch
-    from pnn_jax.train_step import train_steps
-
-    parts = {'model': trainer.model, 'optimizer': trainer.optimizer, 'preprocess': trainer.preprocess}
-    update = partial(train_steps, **parts)
-    state, fixed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
-    runs.clear()  # frees their memory, which is measured
-    together = {
-        'vmap': jax.vmap(update, in_axes=(0, 0, None)),
-        'map': lambda state, fixed, batch: jax.lax.map(lambda run: update(*run, batch), (state, fixed)),
-    }
-    step = jax.jit(together[style], donate_argnums=0)
-    holder, size = [state], trainer.config.batch_size
-    images, labels = trainer.feed.training_set
-    batch = LoadedBatch(images[:size], labels[:size])
+    states, fixed = map(tuple, zip(*runs, strict=True))
+    runs.clear()  # their states are replaced
+    batches = tuple(next(trainer.feed.batches(state.key, epoch=0)) for state in states)
+    holder = [states]
 
     def train():
-        holder[0] = jax.block_until_ready(step(holder[0], fixed, batch))
+        holder[0] = jax.block_until_ready(tuple(trainer.train_together(holder[0], fixed, batches)))
 
     return train
 

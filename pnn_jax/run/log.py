@@ -56,10 +56,14 @@ class RunLog:
     """All log writers of a run; silent on every host but the first.
 
     A writer that fails is dropped with a note. It never fails the run.
+
+    Args:
+        name: of the run, where others report to the same screen; else ''.
     """
 
-    def __init__(self, workdir: Workdir, config, *, primary: bool):
+    def __init__(self, workdir: Workdir, config, *, primary: bool, name: str = ''):
         self.writers = [writer(workdir, config) for writer in WRITERS if primary and is_on(writer, config)]
+        self._tell('begin', name)
 
     def __enter__(self) -> 'RunLog':
         return self

@@ -121,7 +121,8 @@ def resume(
         stopped_in_evaluation = steps_into_epoch == 0 and restored.accuracy is None
         workdir.truncate(epochs - 1 if stopped_in_evaluation else epochs)
     meta = {'fixed_digest': digest, 'data_digest': trainer.data.digest, 'computed_by': [*earlier, present]}
-    return state, fixed, Saver(workdir, checkpointer, fixed, meta, new=restored is None)
+    step = None if restored is None else restored.step
+    return state, fixed, Saver(workdir, checkpointer, fixed, meta, restored=step)
 
 
 class Saver:
@@ -133,19 +134,25 @@ class Saver:
         fixed: the fixed collections, saved once.
         meta: saved with every checkpoint: digests of the fixed collections and of the data, and the different
             `circumstances` in which this run was trained, the present ones last.
-        new: the run has no checkpoint yet.
+        restored: the step of the checkpoint that the run goes on from; None without one.
+
+    Attributes:
+        saved_step: of the latest checkpoint; 0 without one.
     """
 
-    def __init__(self, workdir: Workdir, checkpointer: Checkpointer, fixed: Variables, meta: dict, *, new: bool):
+    def __init__(
+        self, workdir: Workdir, checkpointer: Checkpointer, fixed: Variables, meta: dict, *, restored: int | None
+    ):
         self.workdir, self.checkpointer, self.fixed, self.meta = workdir, checkpointer, fixed, meta
-        self.has_checkpoint = not new
+        self.has_checkpoint, self.saved_step = restored is not None, restored or 0
 
     def save(self, state: TrainState, *, accuracy: float | None) -> None:
         """Starts to write a checkpoint. `accuracy` is None for a state that was not evaluated."""
         self.workdir.begin()
         if not self.has_checkpoint:
             self.checkpointer.save_masks(self.fixed)
-        self.checkpointer.save(int(state.step), saved_part(state), self.meta, accuracy=accuracy)
+        self.saved_step = int(state.step)
+        self.checkpointer.save(self.saved_step, saved_part(state), self.meta, accuracy=accuracy)
         self.has_checkpoint = True
 
     def between_steps(self, state: TrainState, reason: str, *, due: bool) -> None:
@@ -158,11 +165,13 @@ class Saver:
 
     @contextlib.contextmanager
     def saving_if_stopped(self, state: TrainState) -> Iterator[None]:
-        """A context that saves the state if the evaluation in it is stopped."""
+        """A context that saves the state, unless it is saved, if the run is stopped in it."""
         try:
             yield
         except StoppedEarly:
-            self.save(state, accuracy=None)
+            if int(state.step) != self.saved_step:
+                self.check_finite(state)
+                self.save(state, accuracy=None)
             raise
 
     def after_epoch(self, state: TrainState, metrics: dict, evaluation: Evaluation) -> None:

@@ -39,7 +39,7 @@ from pnn_jax.paths import local_path, replace_file
 from pnn_jax.run.checkpoints import has_checkpoints
 
 # What may change when a run is resumed: none of it changes what is computed.
-FREE_FIELDS = ('eval_batch_size', 'data.path', 'data.cache_dir')
+FREE_FIELDS = ('eval_batch_size', 'data.path', 'data.cache_dir', 'seeds_at_once')
 FREE_SECTIONS = ('checkpoint.', 'log.')
 
 # What decides the outputs of a network on given images.

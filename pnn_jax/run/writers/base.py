@@ -72,6 +72,9 @@ class LogWriter:
     def __init__(self, workdir: Workdir, config):
         self.workdir, self.config = workdir, config
 
+    def begin(self, name: str) -> None:
+        """Called once, before anything else. `name` tells the run from others on the same screen; '' if it is alone."""
+
     def say(self, text: str) -> None:
         """A line of text."""
 

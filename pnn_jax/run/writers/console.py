@@ -9,25 +9,33 @@ from pnn_jax.run.writers.base import LogWriter, Progress
 
 
 class ConsoleWriter(LogWriter):
-    """Lines on standard output, and on a terminal a progress line with loss, accuracy, speed and the time left."""
+    """Lines on standard output, and on a terminal a progress line with loss, accuracy, speed and the time left.
+
+    Where several runs share the screen, every line begins with the name of its run, and there is no progress line.
+    """
 
     def __init__(self, workdir: Workdir, config):
         super().__init__(workdir, config)
         self.console = make_console()
-        self.shared = config.seeds_at_once > 1  # with other runs: lines name the seed, and there is no progress line
+        self.prefix = ''
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn('{task.description}'),
             rich.progress.BarColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self.console,
-            disable=self.shared or not self.console.is_terminal,
+            disable=not self.console.is_terminal,
             transient=True,
         )
-        self.bar.start()
         self.task = self.bar.add_task('starting', total=None)
 
+    def begin(self, name: str) -> None:
+        if name:
+            self.prefix = f'{name}: '
+        else:
+            self.bar.start()
+
     def say(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(self.prefix + text)
 
     def progress(self, progress: Progress) -> None:
         self.bar.update(
@@ -39,8 +47,7 @@ class ConsoleWriter(LogWriter):
         )
 
     def epoch(self, metrics: dict) -> None:
-        seed = f'seed {self.config.seed}: ' if self.shared else ''
-        self.say(seed + describe_epoch(metrics, self.config.num_epochs))
+        self.say(describe_epoch(metrics, self.config.num_epochs))
 
     def close(self) -> None:
         self.bar.stop()
