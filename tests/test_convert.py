@@ -27,7 +27,8 @@ from pnn_jax.data import load_dataset
 from pnn_jax.data.pickles import PickleError, UnsafePickleError
 from pnn_jax.errors import InputError, RunError
 from pnn_jax.evaluate_run import evaluate_checkpoint
-from pnn_jax.pytorch.architecture import unseen
+from pnn_jax.pytorch import checkpoints
+from pnn_jax.pytorch.architecture import quotient, unseen
 from pnn_jax.pytorch.checkpoints import noise_file, read_checkpoint
 from pnn_jax.pytorch.files import Module, Storage, Tensor, TorchUnpickler
 from pnn_jax.run.checkpoints import Checkpointer
@@ -420,6 +421,20 @@ def test_a_model_inside_data_parallel_is_the_same_network(tmp_path):
         for module in (torch_twin.BaselineNetwork, torch_twin.BaselineBlock):
             module.__module__ = torch_twin.__name__
     assert_same_tensors(tmp_path / 'a.pth', network.state_dict())
+
+
+def test_a_data_parallel_that_holds_itself_is_refused(tmp_path):
+    module = Module('DataParallel')
+    module.set_state({'_modules': {'module': module}, '_parameters': {}, '_buffers': {}})
+    with pytest.raises(InputError, match='a saved model of unknown structure .*too many modules'):
+        checkpoints._taken_apart(module, tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('level', [0.1, 0.2, 0.5, 1.0])
+def test_the_scale_of_the_stem_is_exact(level):
+    """It is read as the quotient of two levels, 0.1 * 3 and 0.1."""
+    for scale in (0.25, 1.0, 1.5, 2.0, 3.0, 20.0):
+        assert quotient(level * scale, level) == scale
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])

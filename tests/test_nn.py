@@ -13,6 +13,7 @@ from pnn_jax import ops
 from pnn_jax.errors import InputError
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.nn.perturbation import NormalizedPerturbationLayer, PerturbationLayer, PerturbationUnit
+from pnn_jax.nn.pool import pool
 from pnn_jax.nn.random_filters import RandomFilterLayer, filter_channels
 
 KEYS = {'params': jax.random.key(0), 'noise_masks': jax.random.key(1)}
@@ -279,3 +280,25 @@ def test_batch_norm_refuses_one_value_per_channel_as_torch_does(shape):
     assert norm.apply(variables, jnp.ones(shape)).shape == shape
     two, _ = norm.apply(variables, images(2, *shape[1:]), train=True, mutable=['batch_stats'])
     np.testing.assert_allclose(two.sum(0), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize('size, length', [(2, 9), (3, 150), (12, 150)])
+def test_max_pooling_and_its_gradient_are_those_of_torch(size, length):
+    """Also with more pixels than a small integer counts, and with some that no window covers. Many values are equal."""
+    x = np.random.default_rng(0).integers(0, 4, (2, length, length, 1)).astype(np.float32)
+    y, gradient = jax.vjp(lambda x: pool(x, 'max', size, size), jnp.asarray(x))
+    tensor = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(tensor, size)
+    np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+    weights = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+    expected.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
+    np.testing.assert_array_equal(gradient(jnp.asarray(weights))[0], tensor.grad.numpy().transpose(0, 2, 3, 1))
+
+
+def test_batch_statistics_keep_their_type_where_images_are_wider():
+    with jax.enable_x64(True):
+        x = jnp.ones((4, 3, 3, 2), jnp.float64)
+        norm = TorchBatchNorm()
+        variables = norm.init(KEYS, x.astype(jnp.float32))
+        _, changed = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+    assert {leaf.dtype for leaf in jax.tree.leaves(changed)} == {np.dtype('float32')}

@@ -58,7 +58,8 @@ def load_config(request: Request) -> Any:
     file = find_config(request.config)
     bind_neighbours(file)
     config = runpy.run_path(str(file))['get_config']()
-    config.batch_size = request.batch_size or config.batch_size
+    if request.batch_size:
+        config.batch_size = config.eval_batch_size = request.batch_size
     config.model.dtype = request.dtype or config.model.dtype
     return config
 

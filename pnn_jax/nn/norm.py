@@ -111,6 +111,7 @@ class TorchBatchNorm(nn.Module):
                     f'{x.shape}'
                 )
             unbiased = var * (count / (count - 1))
-            running_mean.value = (1 - self.momentum) * running_mean.value + self.momentum * mean
-            running_var.value = (1 - self.momentum) * running_var.value + self.momentum * unbiased
+            for running, value in ((running_mean, mean), (running_var, unbiased)):
+                new = (1 - self.momentum) * running.value + self.momentum * value
+                running.value = new.astype(running.value.dtype)  # images of float64 do not change their type
         return y

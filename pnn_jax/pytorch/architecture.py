@@ -168,15 +168,25 @@ def fields_of_modules(model: Module) -> dict[str, Any]:
     answers = stem.kind == 'PerturbLayerFirst'  # it multiplies the level by 20 and always has a sigmoid
     return {
         'noise_level': later['level'],
-        'stem_noise_scale': stem['level'] / (later['level'] * (20 if answers else 1)) if later['level'] else 1.0,
+        'stem_noise_scale': quotient(stem['level'], later['level'] * (20 if answers else 1)),
         'noise_type': later['noise_type'],
         'share_masks': not later['unique_masks'],
         'trainable_masks': bool(later['train_masks']),
         'activate_after_noise': bool(stem['use_act']),
         'activation': ACTIVATION_KINDS[(model if answers else later)['_modules']['act'].kind],
-        'pooling': next(POOLING_KINDS[m.kind] for m in modules.values() if m.kind in POOLING_KINDS),
+        # Behind a 7x7 stem there is a max pooling whatever the option says.
+        'pooling': next(
+            POOLING_KINDS[module.kind]
+            for name, module in modules.items()
+            if module.kind in POOLING_KINDS and not name.startswith('pre_layers.')
+        ),
         'dropout_rate': next((m['p'] for m in modules.values() if m.kind == 'Dropout'), 0.0),
     }
+
+
+def quotient(one: float, other: float) -> float:
+    """one / other without what rounding added: 0.1 * 3 / 0.1 is 3. It is 1 where `other` is 0."""
+    return round(one / other, 12) if other else 1.0
 
 
 # Fields that change the outputs and cannot be seen in a state_dict, by the part of the network that reads them.

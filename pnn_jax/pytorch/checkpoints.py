@@ -132,8 +132,9 @@ def _without_prefix(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 def _taken_apart(model: Module, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(state_dict, noise masks that only the modules hold, fields of config.model) of a saved model."""
     try:
-        while model.kind == 'DataParallel':
-            model = model['_modules']['module']
+        for _ in PREFIXES:  # as deep as `_without_prefix` goes; a file may hold a module that holds itself
+            if model.kind == 'DataParallel':
+                model = model['_modules']['module']
         modules = dict(model.modules())
         noise = {
             f'{name}.noise': module['noise']
