@@ -286,6 +286,10 @@ def test_several_seeds_equal_single_runs(finished, dataset, tmp_path):
     assert summary['sd_final_test_accuracy'] == pytest.approx(np.std(accuracies, ddof=1))
     with pytest.raises(InputError, match='num_seeds: 2 -> 1'):
         train_and_evaluate(tiny_config(), str(tmp_path), dataset=dataset)
+    stop = lambda: 'enough' if (tmp_path / 'seed_2/metrics.jsonl').exists() else ''
+    with pytest.raises(StoppedEarly):
+        train_and_evaluate(tiny_config(num_seeds=3), str(tmp_path), dataset=dataset, should_stop=stop)
+    assert not (tmp_path / 'result.json').exists()  # the mean of two seeds is not that of three
 
 
 @pytest.fixture(scope='module')

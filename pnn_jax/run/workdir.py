@@ -164,6 +164,9 @@ class Workdir:
             self._parent.begin()
         _replace(self.path / 'config.json', _as_json(self._config).encode())
         self._begun = True
+        if self._result is not None and self._result.get('num_seeds', 1) != self._config.num_seeds:
+            (self.path / 'result.json').unlink(missing_ok=True)  # the mean of other seeds
+            self._result = None
         if self._lock is not None:
             with contextlib.suppress(OSError):  # on a full disk; the lock holds without the name of its owner
                 os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
