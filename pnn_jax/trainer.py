@@ -122,16 +122,17 @@ class Trainer:
     @cached_property
     def train_steps(self) -> Any:
         """The compiled `train_steps(state, fixed, batches)`; donates the buffers of `state`."""
-        return self._compiled(train_steps)
+        return jax.jit(partial(train_steps, **self._parts), donate_argnums=0)
 
     @cached_property
     def train_together(self) -> Any:
         """The compiled `train_together(states, fixed, batches)` of runs at the same step; donates those of `states`."""
-        return self._compiled(train_together)
+        # The axis over runs has no sharding of its own. Results are on every device, like those of a run alone.
+        return jax.jit(partial(train_together, **self._parts), donate_argnums=0, out_shardings=self.replicated)
 
-    def _compiled(self, function: Callable) -> Any:
-        parts = {'model': self.model, 'optimizer': self.optimizer, 'preprocess': self.preprocess}
-        return jax.jit(partial(function, **parts), donate_argnums=0)
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {'model': self.model, 'optimizer': self.optimizer, 'preprocess': self.preprocess}
 
     def compile(self) -> None:
         """Begins to compile `train_steps` for every shape of batches of an epoch, in the order of the epoch.
