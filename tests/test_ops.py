@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, PartitionSpec
 
 from pnn_jax.errors import InputError
 from pnn_jax.nn.activations import ACTIVATIONS, RRELU_BOUNDS
@@ -413,3 +414,14 @@ def test_arguments_of_the_dense_form_that_do_not_fit_are_refused(changes, words)
     with pytest.raises(InputError) as error:
         perturb_combine_dense(**arguments | changes, noise_level=0.5, activation='relu')
     assert all(word in str(error.value) for word in words)
+
+
+def test_gradients_inside_shard_map():
+    """As docs/layer.md says: without its checks, and with the sum over devices taken by hand."""
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    x, masks, weights, _ = map(jnp.asarray, random_arguments((4, 3, 3, 2), num_masks=2, outputs=1, share_masks=True))
+    loss = lambda x, weights: perturb_combine(x, masks, weights, noise_level=0.7, activation='elu').sum()
+    local = lambda x, weights: jax.lax.psum(jax.grad(loss, argnums=1)(x, weights), 'batch')
+    specs = {'in_specs': (PartitionSpec('batch'), PartitionSpec()), 'out_specs': PartitionSpec()}
+    summed = jax.jit(jax.shard_map(local, mesh=mesh, check_vma=False, **specs))(x, weights)
+    np.testing.assert_allclose(summed, jax.grad(loss, argnums=1)(x, weights), rtol=1e-5)
