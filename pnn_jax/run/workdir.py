@@ -38,7 +38,7 @@ from pnn_jax.models.registry import OPTIONS
 from pnn_jax.paths import local_path, replace_file
 from pnn_jax.run.checkpoints import has_checkpoints
 
-# What may change when a run is resumed: none of it changes what is computed.
+# What may change when a run is resumed: none of it changes what is computed, except for rounding (seeds_at_once).
 FREE_FIELDS = ('eval_batch_size', 'data.path', 'data.cache_dir', 'seeds_at_once')
 FREE_SECTIONS = ('checkpoint.', 'log.')
 
