@@ -195,10 +195,12 @@ def check_code(records: Iterable[Record], expected: str = '') -> None:
 
 def settings(config) -> dict[str, Any]:
     """The fields of a config that affect what is computed, flat, in the types of JSON."""
+    return _binding(flat_fields(config))
+
+
+def _binding(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: value
-        for name, value in flat_fields(config).items()
-        if name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
+        name: value for name, value in fields.items() if name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
     }
 
 
@@ -207,7 +209,7 @@ def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
     A field that is newer than the record has the value that `ADDED_FIELDS` says older runs were computed with.
     """
-    recorded = ADDED_FIELDS | recorded
+    recorded = _binding(ADDED_FIELDS) | recorded
     return [
         f'{name}: {recorded.get(name)!r} -> {wanted.get(name)!r}'
         for name in sorted(recorded.keys() | wanted.keys())
