@@ -209,7 +209,7 @@ def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
     A field that is newer than the record has the value that `ADDED_FIELDS` says older runs were computed with.
     """
-    recorded = _binding(ADDED_FIELDS) | recorded
+    recorded = _binding(ADDED_FIELDS | recorded)  # fields may have become free since
     return [
         f'{name}: {recorded.get(name)!r} -> {wanted.get(name)!r}'
         for name in sorted(recorded.keys() | wanted.keys())
