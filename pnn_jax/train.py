@@ -1,4 +1,7 @@
-"""The training loop. `train_and_evaluate(config, workdir)` does a whole run, or resumes the run in `workdir`."""
+"""The training loop. `train_and_evaluate(config, workdir)` does a whole run, or resumes the run in `workdir`.
+
+The loop of a run is a generator, `train_seed`. `train_side_by_side` makes its steps, of one run or of several in step.
+"""
 
 import contextlib
 import os
@@ -193,7 +196,7 @@ def train_side_by_side(trainer: Trainer, runs: Mapping[str, Training]) -> dict[s
             states = train_dispatches(trainer, [waiting.pop(name) for name in ready])
             for name, state in zip(ready, states, strict=True):
                 proceed(name, partial(runs[name].send, state))
-        for name in list(waiting):  # nobody waits for another step before the process ends
+        for name in list(waiting):  # one run was asked to stop: the others are saved where they are
             proceed(name, partial(runs[name].throw, StoppedEarly(str(stopped[0]))))
     if stopped:
         raise stopped[0]

@@ -424,4 +424,4 @@ def test_gradients_inside_shard_map():
     local = lambda x, weights: jax.lax.psum(jax.grad(loss, argnums=1)(x, weights), 'batch')
     specs = {'in_specs': (PartitionSpec('batch'), PartitionSpec()), 'out_specs': PartitionSpec()}
     summed = jax.jit(jax.shard_map(local, mesh=mesh, check_vma=False, **specs))(x, weights)
-    np.testing.assert_allclose(summed, jax.grad(loss, argnums=1)(x, weights), rtol=1e-5)
+    np.testing.assert_allclose(summed, jax.grad(loss, argnums=1)(x, weights), rtol=5e-7)  # measured: 8e-8

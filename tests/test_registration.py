@@ -106,7 +106,7 @@ def test_a_rate_search_trains_the_networks_of_its_registration(name):
         (('confidence = 0.95', 'confidence = 0.9'), 'confidence = 0.9 must be 0.95'),
         (('level = 0.05', 'level = 5'), 'level = 5.0 must be above 0'),
         (('bootstrap_draws = 10000', 'bootstrap_draws = 0'), 'bootstrap_draws = 0 must be 1 or more'),
-        (('bootstrap_seed = 0', 'bootstrap_seed = -1'), 'bootstrap_seed = -1 0 or more'),
+        (('bootstrap_seed = 0', 'bootstrap_seed = -1'), 'bootstrap_seed = -1 must be 0 or more'),
         (('loss = 10.0', 'loss = nan'), 'collapse: loss = nan must be a number above 0'),
         (('pooled_sd_above = 0.55', 'pooled_sd_above = nan'), 'pooled_sd_above = nan must be a number above 0'),
         (

@@ -310,7 +310,8 @@ def assert_equal_but_for_rounding(folder, expected):
         expected_lines, expected_outcomes = read_run(expected / f'seed_{seed}')
         assert (outcomes == expected_outcomes).all()
         for line, one in zip(lines, expected_lines, strict=True):
-            assert line == pytest.approx(one, rel=1e-4)
+            # Measured: no difference on an Intel Xeon. Another processor may sum in another order.
+            assert line == pytest.approx(one, rel=1e-5)
 
 
 def test_seeds_in_one_program_equal_those_in_programs_of_their_own(one_after_another, dataset, tmp_path, capsys):

@@ -2,8 +2,8 @@
 
 Such a run has a result like any other: left out, it would make its arm look better than it is. Its network has no
 finite logits, and exact evaluation counts those as wrong (`pnn_jax/evaluate.py`). So from the epoch in which it
-diverged on, no image is classified correctly. What records say of other statistics in the batch norms is not measured,
-but 0 as well.
+diverged on, no image is classified correctly. The accuracies with other batch norm statistics are not measured; they
+are recorded as 0 too.
 """
 
 from __future__ import annotations

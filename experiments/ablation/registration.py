@@ -81,8 +81,8 @@ class Comparison:
         question: what it answers.
         first, second: names of arms.
         margin: a difference smaller than this does not matter, in points.
-        family: tests of one family are adjusted together (Holm): those for a difference, so that at most 5% of families
-            have a false alarm, and apart from them those about the margin.
+        family: tests of one family are adjusted together (Holm). Those of a difference and those of the margin are
+            adjusted separately, each with 5% false alarms a family at most.
         kind: 'difference': is there a difference, and is it within +-margin? 'non_inferiority': is `first` worse than
             `second` by less than the margin? 'interaction': is the difference another one than that of the two arms in
             `versus`? The value is then (first - second) - (versus[0] - versus[1]).
@@ -319,8 +319,8 @@ def _check_rules(grid: Grid, where: str) -> None:
         raise InputError(f"{where}: analysis: spread = {analysis.spread!r} must be 'pooled' or 'pair'")
     if analysis.bootstrap_draws < 1 or analysis.bootstrap_seed < 0:
         raise InputError(
-            f'{where}: analysis: bootstrap_draws = {analysis.bootstrap_draws} must be 1 or more, and bootstrap_seed = '
-            f'{analysis.bootstrap_seed} 0 or more'
+            f'{where}: analysis: bootstrap_draws = {analysis.bootstrap_draws} must be 1 or more, and '
+            f'bootstrap_seed = {analysis.bootstrap_seed} must be 0 or more'
         )
     for name, bound in dataclasses.asdict(grid.collapse).items():
         if not 0 < bound < math.inf:

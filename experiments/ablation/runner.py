@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     """How a run ended: correct test examples after the last epoch, or one line that says why it failed.
 
     Attributes:
-        diverged: one line that says so, of a run with a result.
+        diverged: why it diverged, in one line; such a run has a record all the same.
     """
 
     name: str
