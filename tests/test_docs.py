@@ -261,7 +261,7 @@ def test_examples_of_docstrings_become_code(hooks):
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', f'--site-dir={tmp_path / "site"}']
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', f'--site-dir={tmp_path / "site"}']
     environment = os.environ | {'NO_MKDOCS_2_WARNING': '1'}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
