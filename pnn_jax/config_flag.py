@@ -13,7 +13,7 @@ import runpy
 import sys
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -39,7 +39,8 @@ def load_config(name: str | os.PathLike) -> ml_collections.ConfigDict:
         A config of your own, whose fields you may change. It is locked: a field with another name is an AttributeError.
 
     Raises:
-        InputError: there is no such file, or it has no function `get_config`.
+        InputError: there is no such file, it has no function `get_config`, or that gives something else than a config
+            with the fields of `configs/default.py`.
     """
     file = find_config(os.fspath(name), 'config')
     before = {module: sys.modules[module] for module in list(sys.modules) if _is_configs(module)}
@@ -48,7 +49,9 @@ def load_config(name: str | os.PathLike) -> ml_collections.ConfigDict:
         found = runpy.run_path(str(file))
         if 'get_config' not in found:
             raise InputError(f'config={name}: the file has no function get_config')
-        return found['get_config']().lock()
+        config = found['get_config']()
+        check_fields(config, f'config={name}')
+        return config.lock()
     finally:  # the calling program may have a package `configs` of its own
         for module in [module for module in sys.modules if _is_configs(module)]:
             del sys.modules[module]
@@ -78,7 +81,14 @@ class _Parser(flags.ArgumentParser):
         file, colon, argument = path.partition(':')
         found = find_config(file)
         bind_neighbours(found)
-        config = self.parser.parse(f'{found}{colon}{argument}')
+        try:
+            config = self.parser.parse(f'{found}{colon}{argument}')
+        except (AttributeError, KeyError) as error:  # of the file; flags of unknown fields raise them later
+            if getattr(error, 'name', '') == 'get_config':
+                raise InputError(f'--config={path}: the file has no function get_config') from None
+            raise _error_of_file(error) from None
+        getattr(config, 'items', None)  # raises the OSError of a file that could not be read
+        check_fields(config, f'--config={path}')
         self.loaded = path
         return config
 
@@ -137,6 +147,40 @@ def find_config(name: str, field: str = '--config') -> Path:
     raise InputError(f'{field}={name}: there is no such file{hint}')
 
 
+def check_fields(config: object, what: str) -> None:
+    """Checks that what a file's `get_config` returned has no field that no config has: nothing would read it.
+
+    Args:
+        config: what was returned.
+        what: names the file in errors.
+
+    Raises:
+        InputError: names unknown fields, with the nearest one that exists; or it is no config.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f'{what}: get_config() returned {config!r}, not a config; is its `return` missing?')
+    defaults = [runpy.run_path(str(CONFIGS / 'default.py'))['get_config']]
+    if (theirs := sys.modules.get('configs.default')) is not None:  # a project's own may have further fields
+        defaults.append(theirs.get_config)
+    known = {name for get_config in defaults for name in _field_names(get_config())}
+    unknown = []
+    for name in _field_names(config):
+        if name not in known:
+            near = _nearest(name, sorted(known))
+            unknown.append(name + (f' (did you mean {near}?)' if near else ''))
+    if unknown:
+        raise InputError(f'{what}: unknown config field: {", ".join(unknown)}')
+
+
+def _field_names(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[str]:
+    """The whole name of every field, 'model.num_filters'."""
+    for name, value in config.items(preserve_field_references=True):
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _field_names(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}'
+
+
 def shipped_configs() -> list[str]:
     """The names of the configs that come with the package."""
     return sorted(file.stem for file in CONFIGS.glob('[!_]*.py'))
@@ -184,8 +228,13 @@ def parse_error(error: Exception) -> InputError:
         return InputError(f'unknown config field: {_unquoted(str(error))}')
     if isinstance(error, OSError | SyntaxError):  # these name the file
         return InputError(f'--config: {message}')
+    return _error_of_file(error)
+
+
+def _error_of_file(error: Exception) -> InputError:
+    """The line for what the program in a config file raised: with the place."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return InputError(f'--config: {type(error).__name__}: {message} ({place.filename}, line {place.lineno})')
+    return InputError(f'--config: {type(error).__name__}: {one_line(error)} ({place.filename}, line {place.lineno})')
 
 
 def _unquoted(text: str) -> str:

@@ -10,6 +10,7 @@ from pnn_jax import load_config
 from pnn_jax.config_flag import define_config_flag, parse_error
 from pnn_jax.convert import read_config
 from pnn_jax.errors import InputError
+from pnn_jax.run.provenance import CONFIGS
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 MINE = """
@@ -59,6 +60,57 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
     (tmp_path / 'empty.py').write_text('')
     with pytest.raises(InputError, match=r'empty\.py: the file has no function get_config$'):
         load_config(tmp_path / 'empty.py')
+
+
+@pytest.mark.parametrize(
+    'lines, expected',
+    [
+        (
+            'config.model.noise_levle = 2.0; config.note = 1; return config',
+            'unknown config field: model.noise_levle (did you mean model.noise_level?), note',
+        ),
+        ('config.num_epochs = 2', 'get_config() returned None, not a config; is its `return` missing?'),
+        ('return {}', 'get_config() returned {}, not a config; is its `return` missing?'),
+    ],
+)
+def test_a_file_with_fields_that_no_config_has_is_refused(tmp_path, lines, expected):
+    file = tmp_path / 'mine.py'
+    file.write_text(f'from configs import quickstart\ndef get_config():\n  config = quickstart.get_config(); {lines}\n')
+    for load, what in ((load_config, 'config'), (lambda name: read_config([f'--config={name}']), '--config')):
+        with pytest.raises(InputError) as error:
+            load(file)
+        assert str(error.value) == f'{what}={file}: {expected}'
+
+
+def test_a_project_may_add_fields_in_a_default_of_its_own(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    default = (CONFIGS / 'default.py').read_text()
+    (tmp_path / 'configs' / 'default.py').write_text(
+        default.replace('return config', 'config.mine = 1\n    return config')
+    )
+    (tmp_path / 'mine.py').write_text('from configs import default\nget_config = default.get_config\n')
+    assert load_config(tmp_path / 'mine.py').mine == 1
+
+
+@pytest.mark.parametrize(
+    'line, expected',
+    [
+        ("import os; os.environ['NO_SUCH_VARIABLE']", "KeyError: 'NO_SUCH_VARIABLE'"),
+        ('import math; math.foo', "AttributeError: module 'math' has no attribute 'foo'"),
+    ],
+)
+def test_what_a_file_raises_has_its_place(tmp_path, line, expected):
+    file = tmp_path / 'mine.py'
+    file.write_text(f'def get_config():\n    {line}\n')
+    values = flags.FlagValues()
+    command = ['', f'--config={file}']
+    define_config_flag(flag_values=values, argv=command)
+    with pytest.raises(flags.Error) as error:
+        values(command)
+    assert str(parse_error(error.value)) == f'--config: {expected} ({file}, line 2)'
+    file.write_text('')
+    with pytest.raises(flags.Error, match=r'mine\.py: the file has no function get_config$'):
+        values(command)
 
 
 @pytest.mark.parametrize(
