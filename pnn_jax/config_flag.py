@@ -86,7 +86,7 @@ class _Parser(flags.ArgumentParser):
         except (AttributeError, KeyError) as error:  # of the file; flags of unknown fields raise them later
             if getattr(error, 'name', '') == 'get_config':
                 raise InputError(f'--config={path}: the file has no function get_config') from None
-            raise _error_of_file(error) from None
+            raise _error_of_file(error, found) from None
         getattr(config, 'items', None)  # raises the OSError of a file that could not be read
         check_fields(config, f'--config={path}')
         self.loaded = path
@@ -231,9 +231,10 @@ def parse_error(error: Exception) -> InputError:
     return _error_of_file(error)
 
 
-def _error_of_file(error: Exception) -> InputError:
-    """The line for what the program in a config file raised: with the place."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+def _error_of_file(error: Exception, file: Path | None = None) -> InputError:
+    """The line for what the program in a config file raised, with the last place in that file if it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if frame.filename == str(file)), frames[-1])
     return InputError(f'--config: {type(error).__name__}: {one_line(error)} ({place.filename}, line {place.lineno})')
 
 

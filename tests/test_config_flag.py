@@ -54,12 +54,14 @@ def test_a_package_configs_of_the_calling_program_stays(tmp_path, monkeypatch, n
     assert {name: module for name, module in sys.modules.items() if name.startswith('configs')} == before
 
 
-def test_what_cannot_be_loaded_is_one_line(tmp_path):
+def test_what_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r'^config=quickstar: there is no such file \(did you mean quickstart\?\)$'):
         load_config('quickstar')
     (tmp_path / 'empty.py').write_text('')
-    with pytest.raises(InputError, match=r'empty\.py: the file has no function get_config$'):
-        load_config(tmp_path / 'empty.py')
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # ml_collections would load into the same module
+    for load in (load_config, lambda name: read_config([f'--config={name}'])):
+        with pytest.raises(InputError, match=r'empty\.py: the file has no function get_config$'):
+            load(tmp_path / 'empty.py')
 
 
 @pytest.mark.parametrize(
@@ -108,9 +110,6 @@ def test_what_a_file_raises_has_its_place(tmp_path, line, expected):
     with pytest.raises(flags.Error) as error:
         values(command)
     assert str(parse_error(error.value)) == f'--config: {expected} ({file}, line 2)'
-    file.write_text('')
-    with pytest.raises(flags.Error, match=r'mine\.py: the file has no function get_config$'):
-        values(command)
 
 
 @pytest.mark.parametrize(
