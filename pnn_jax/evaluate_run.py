@@ -1,18 +1,18 @@
 """Exact evaluation of a run's checkpoint, on its own data or on any other: `--mode=eval`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
 from pnn_jax.data import Dataset
 from pnn_jax.data.streams import Stream
 from pnn_jax.errors import InputError
-from pnn_jax.hosts import replicate
+from pnn_jax.hosts import from_process_0, replicate
 from pnn_jax.run.console import say
 from pnn_jax.run.load import Run, load_run
 from pnn_jax.run.result import evaluation_result
-from pnn_jax.run.workdir import check_same_network
+from pnn_jax.run.workdir import check_same_network, read_json
 from pnn_jax.train_step import all_variables
 from pnn_jax.trainer import Trainer, read_data
 from pnn_jax.validate import check_platform, validate_config
@@ -39,8 +39,8 @@ def evaluate_checkpoint(
         As `evaluation_result`, with the checkpoint's step.
 
     Raises:
-        InputError: there is no checkpoint, it is of another network, or the data have another number of classes or
-            images of another size.
+        InputError: there is no checkpoint, it is of another network, or the data have another number of classes, the
+            same ones in another order, or images of another size.
         RunError: the checkpoint is damaged.
         StoppedEarly: `should_stop` returned a reason.
     """
@@ -52,13 +52,39 @@ def evaluate_checkpoint(
     if run.num_classes != len(dataset.class_names):
         raise InputError(
             f'--workdir={run.path}: the network has {run.num_classes} classes, the data {len(dataset.class_names)} '
-            f'({", ".join(dataset.class_names[:5])}{", ..." if len(dataset.class_names) > 5 else ""})'
+            f'({_some(dataset.class_names)})'
         )
     trainer = Trainer.create(config, dataset)
+    check_same_classes(run, trainer.data.class_names)
     check_same_shapes(run, trainer)
     say(f'evaluating the {which} checkpoint, of step {run.step}, on {trainer.feed.num_examples["test"]:,} images')
     evaluation = trainer.evaluate(replicate(run.variables, trainer.replicated), should_stop)
     return evaluation_result(evaluation, trainer.data.class_names) | {'step': run.step}
+
+
+def check_same_classes(run: Run, class_names: Sequence[str]) -> None:
+    """Refuses data in which the labels of a finished run's classes mean other ones of its classes.
+
+    Data that name their classes otherwise may mean the same; a note says so.
+
+    Raises:
+        InputError: names a class with another label.
+    """
+    path = run.path / 'result.json'
+    known = list(from_process_0(lambda: read_json(path)['per_class'] if path.exists() else class_names))
+    if known == list(class_names):
+        return
+    for label, name in enumerate(class_names):
+        if name in known and known.index(name) != label:
+            raise InputError(
+                f'--workdir={run.path}: class {name!r} had label {known.index(name)} in the training data, and has '
+                f'{label} in config.data; the order of the classes must be the same'
+            )
+    say(f'note: the classes were named {_some(known)} in training, and are {_some(class_names)} in these data')
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
 
 
 def check_same_shapes(run: Run, trainer: Trainer) -> None:

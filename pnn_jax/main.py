@@ -89,6 +89,8 @@ def check_flags() -> None:
         )
     if COORDINATOR.value is None and (NUM_PROCESSES.value is not None or PROCESS_ID.value is not None):
         raise InputError('--num_processes and --process_id need --coordinator=HOST:PORT')
+    if COORDINATOR.value == '':
+        raise InputError('--coordinator is empty: must be HOST:PORT of process 0, or left out')
     budget = TIME_BUDGET.value
     if budget is not None and not (math.isfinite(budget) and budget >= 0):
         raise InputError(f'--time_budget={budget:g}: must be a number of seconds, 0 or more')

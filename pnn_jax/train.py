@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pnn_jax.data import Dataset
+from pnn_jax.data.dataset import added_field
 from pnn_jax.data.feeds import Batches, StreamFeed
 from pnn_jax.data.streams import Stream
 from pnn_jax.errors import DivergedError, InputError, RunError, StoppedEarly
@@ -55,7 +56,8 @@ def train_and_evaluate(
         workdir: the folder for all files of the run. With several seeds, each has a folder `seed_<seed>` in it.
         should_stop: returns the reason to stop, or '' to continue. It is called between steps, and between
             batches of evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.
-        dataset: data that are loaded already; None loads what `config.data` says.
+        dataset: data that are loaded already; None loads what `config.data` says. What `config.data` says besides of
+            normalisation and augmentation then has no effect.
         trainer: what `create_trainer` made of a config that differs in its seeds alone, so that several runs share its
             data and compiled programs; None makes one.
         lock: keep other processes out of the workdir; see `Workdir.open`.
@@ -88,7 +90,7 @@ def train_and_evaluate(
         configs = [config_of_seed(config, offset) for offset in range(config.num_seeds)]
         for first in range(0, config.num_seeds, config.seeds_at_once):
             group = configs[first : first + config.seeds_at_once]
-            train_one = partial(train, parent=parent, together=len(group))
+            train_one = partial(train, parent=parent, shared=len(group) > 1)
             runs = {f'seed {one.seed}': train_one(one, parent.path / f'seed_{one.seed}') for one in group}
             for name, outcome in train_side_by_side(trainer, runs).items():
                 if isinstance(outcome, DivergedError):
@@ -118,6 +120,8 @@ def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
         InputError: the config or data set is not valid, or the network cannot be trained on it.
     """
     check_writers(config)
+    if isinstance(dataset, Dataset):
+        check_is_dataset_of(config.data, dataset)
     trainer = Trainer.create(config, dataset)
     if config.seeds_at_once > 1 and isinstance(trainer.feed, StreamFeed):
         raise InputError(
@@ -129,6 +133,15 @@ def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
         trainer.model, trainer.feed.image_shape, batch_size=config.batch_size, num_train=trainer.feed.num_train
     )
     return trainer
+
+
+def check_is_dataset_of(data_config, dataset: Dataset) -> None:
+    """Raises InputError where a data set that was given cannot be trained and evaluated on as `config.data` says."""
+    wanted = added_field(data_config, 'validation_examples')
+    if wanted and dataset.validation is None:
+        raise InputError(f'config.data.validation_examples={wanted}: the data set that was given has none')
+    if data_config.augment == 'resized_crop_flip':
+        raise InputError("config.data.augment='resized_crop_flip': only for streamed sources")
 
 
 def _without_seeds(config) -> dict:
@@ -148,9 +161,22 @@ class Dispatch(NamedTuple):
     batches: Batches
 
 
-# A run that is being trained. It is sent the state that it asked for; StoppedEarly is thrown into it where another run
-# was stopped.
-Training = Generator[Dispatch, Any, dict]
+class Steps(NamedTuple):
+    """What a run is sent for a dispatch.
+
+    Attributes:
+        state: after the steps.
+        runs: how many runs made them in one program.
+        compiled: seconds that went into compiling it.
+    """
+
+    state: TrainState
+    runs: int
+    compiled: float
+
+
+# A run that is being trained. StoppedEarly is thrown into it where another run was stopped.
+Training = Generator[Dispatch, Steps, dict]
 
 
 def train_side_by_side(trainer: Trainer, runs: Mapping[str, Training]) -> dict[str, dict | DivergedError]:
@@ -187,15 +213,13 @@ def train_side_by_side(trainer: Trainer, runs: Mapping[str, Training]) -> dict[s
             stack.callback(run.close)
             if not stopped:
                 proceed(name, partial(next, run))
-        if len(waiting) > 1:
-            say(f'compiling the training step of {len(waiting)} runs at once')
         while waiting and not stopped:
             # Runs that were saved at different steps are together again when the last one has caught up.
             step = min(dispatch.step for dispatch in waiting.values())
             ready = [name for name, dispatch in waiting.items() if dispatch.step == step]
-            states = train_dispatches(trainer, [waiting.pop(name) for name in ready])
-            for name, state in zip(ready, states, strict=True):
-                proceed(name, partial(runs[name].send, state))
+            made = train_dispatches(trainer, [waiting.pop(name) for name in ready])
+            for name, steps in zip(ready, made, strict=True):
+                proceed(name, partial(runs[name].send, steps))
         for name in list(waiting):  # one run was asked to stop: the others are saved where they are
             proceed(name, partial(runs[name].throw, StoppedEarly(str(stopped[0]))))
     if stopped:
@@ -203,12 +227,17 @@ def train_side_by_side(trainer: Trainer, runs: Mapping[str, Training]) -> dict[s
     return {name: outcomes[name] for name in runs}
 
 
-def train_dispatches(trainer: Trainer, dispatches: Sequence[Dispatch]) -> Sequence[TrainState]:
-    """The state after each dispatch. All are at the same step."""
+def train_dispatches(trainer: Trainer, dispatches: Sequence[Dispatch]) -> list[Steps]:
+    """Makes the steps of each dispatch. All are at the same step."""
     _, states, fixed, batches = zip(*dispatches, strict=True)
     if len(dispatches) == 1:
-        return [trainer.train_steps(states[0], fixed[0], batches[0])]
-    return trainer.train_together(states, fixed, batches)
+        trainer.compile()  # begun long ago, unless this is the last one of several runs
+        compiled = trainer.wait_for_program(batches[0])
+        after = [trainer.train_steps(states[0], fixed[0], batches[0])]
+    else:
+        compiled = trainer.compile_together(states, fixed, batches)
+        after = trainer.train_together(states, fixed, batches)
+    return [Steps(state, len(dispatches), compiled) for state in after]
 
 
 def train_seed(
@@ -219,13 +248,13 @@ def train_seed(
     should_stop: Callable[[], str],
     lock: bool = True,
     parent: Workdir | None = None,
-    together: int = 1,
+    shared: bool = False,
 ) -> Training:
     """Trains one seed, or resumes it, up to its result; `train_side_by_side` makes its steps.
 
-    Arguments and errors as `train_and_evaluate`; `together` is how many runs are trained side by side, with this one.
+    Arguments and errors as `train_and_evaluate`; `shared` says whether other runs are trained side by side with it.
     """
-    primary, shared = jax.process_index() == 0, together > 1
+    primary = jax.process_index() == 0
     with (
         Workdir.open(path, config, primary=primary, lock=lock, parent=parent) as workdir,
         Checkpointer(workdir.checkpoints_dir, keep=config.checkpoint.keep) as checkpointer,
@@ -246,12 +275,14 @@ def train_seed(
                 epoch_end = (epoch + 1) * trainer.steps_per_epoch
                 first_step = step - epoch * trainer.steps_per_epoch  # not 0 where the run stopped within the epoch
                 started, images = time.perf_counter(), 0
+                sharing: list[int] = []  # how many runs made each dispatch
                 if first_step == 0:  # a resumed epoch goes on counting
                     state = state.replace(epoch_metrics=jax.tree.map(jnp.zeros_like, state.epoch_metrics))
                 for batches in trainer.feed.batches(state.key, epoch, first_step):
-                    started += trainer.wait_for_program(batches)  # compilation is not training
                     with saver.saving_if_stopped(state):
-                        state = yield Dispatch(step, state, fixed, batches)
+                        state, runs, compiled = yield Dispatch(step, state, fixed, batches)
+                    started += compiled  # which is not training
+                    sharing.append(runs)
                     before, step = step, step + batches.num_steps
                     images += batches.num_steps * batches.batch_size
                     logged = crossed(config.log.every_steps, before, step) or step == epoch_end
@@ -266,12 +297,13 @@ def train_seed(
                         saver.between_steps(state, reason, due=crossed(config.checkpoint.every_steps, before, step))
                 # Of training, without the evaluation. None where the epoch was trained before the run was resumed, and
                 # where other runs took a part of the time.
-                images_per_second = images / (time.perf_counter() - started) if images and not shared else None
+                alone = images > 0 and set(sharing) == {1}
+                images_per_second = images / (time.perf_counter() - started) if alone else None
                 with saver.saving_if_stopped(state):
                     evaluation = trainer.evaluate(all_variables(state, fixed), should_stop, split=trainer.epoch_split)
                 metrics = record_of_epoch(trainer, state, evaluation) | {
                     'images_per_second': images_per_second,
-                    'seconds': (time.perf_counter() - started) / together,  # an equal share
+                    'seconds': (time.perf_counter() - started) * own_share(sharing),
                 }
                 saver.after_epoch(state, metrics, evaluation)
                 log.epoch(metrics)
@@ -289,6 +321,11 @@ def train_seed(
             )
             log.finish(finished_run(trainer, workdir, result, evaluation, all_variables(state, fixed)))
             return workdir.write_result(result)  # last: from then on the run counts as finished
+
+
+def own_share(sharing: Sequence[int]) -> float:
+    """The part of an epoch's time that is one run's own, if so many runs made each dispatch; 1 without dispatches."""
+    return sum(1 / runs for runs in sharing) / len(sharing) if sharing else 1.0
 
 
 def progress_so_far(trainer: Trainer, config, state: TrainState, step: int, images_per_second: float) -> Progress:

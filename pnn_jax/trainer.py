@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pnn_jax.data import Dataset, load_data
+from pnn_jax.data import Dataset, checked, load_data
 from pnn_jax.data.augment import preprocess
 from pnn_jax.data.batches import steps_per_epoch
 from pnn_jax.data.feeds import BATCH_AXIS, Batches, DeviceFeed, StreamFeed
@@ -60,12 +60,12 @@ class Trainer:
         """Loads the data, unless they are given, and builds the network. Checks that config, data and machine agree.
 
         Raises:
-            InputError: the config is not valid, the data cannot be read, they do not fit the network, or the network is
-                larger than this machine's memory.
+            InputError: the config is not valid, the data cannot be read, break a rule or do not fit the network, or the
+                network is larger than this machine's memory.
         """
         validate_config(config)
         check_platform(config.platform)
-        data = read_data(config.data) if data is None else data
+        data = read_data(config.data) if data is None else checked(data) if isinstance(data, Dataset) else data
         # In the order of `jax.devices()`, as the evaluation's pmap and the hosts' parts of a batch.
         mesh = Mesh(np.array(jax.devices()), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
         feed = create_feed(data, mesh, config)
@@ -158,6 +158,25 @@ class Trainer:
         if compiling := self._programs.get((batches.batch_size, batches.num_steps)):
             compiling.result()
         return time.perf_counter() - began
+
+    def compile_together(
+        self, states: Sequence[TrainState], fixed: Sequence[Variables], batches: Sequence[Batches]
+    ) -> float:
+        """Compiles `train_together` for runs like these, unless that was done; returns the seconds that it took."""
+        shape = len(states), batches[0].batch_size, batches[0].num_steps
+        if shape in self._compiled_together:
+            return 0.0
+        if not self._compiled_together:
+            say(f'compiling the training step of {len(states)} runs at once')
+        began = time.perf_counter()
+        self.train_together.lower(states, fixed, batches).compile()
+        self._compiled_together.add(shape)
+        return time.perf_counter() - began
+
+    @cached_property
+    def _compiled_together(self) -> set[tuple[int, int, int]]:
+        """(number of runs, batch size, number of steps) of the programs that there are."""
+        return set()
 
     @contextlib.contextmanager
     def ending_compilation(self) -> Iterator[None]:

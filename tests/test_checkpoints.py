@@ -334,6 +334,23 @@ def test_masks_are_saved_once_and_verified(tmp_path, caplog):
             checkpointer.load_masks({'layer': {'masks': jnp.zeros(2)}}, expected)
 
 
+def test_a_checkpoint_that_a_run_replaces_while_it_is_looked_at_is_not_damaged(tmp_path, monkeypatch, caplog):
+    with Checkpointer(tmp_path) as checkpointer, Checkpointer(tmp_path, read_only=True) as reader:
+        checkpointer.save_masks({})
+        checkpointer.save(1, make_state(1), {'fixed_digest': tree_digest({})}, accuracy=0.5)
+        checkpointer.wait()
+        listed = reader._entries()
+        checkpointer.save(2, make_state(2), {'fixed_digest': tree_digest({})}, accuracy=0.6)
+        checkpointer.wait()
+        entries = reader._entries
+        answers = iter([listed])
+        monkeypatch.setattr(reader, '_entries', lambda: next(answers, None) or entries())
+        assert reader.read('latest')[1]['step'] == 2
+        answers = iter([listed])
+        assert reader.read('best')[1]['step'] == 2
+    assert 'damaged' not in caplog.text
+
+
 def test_damaged_masks_are_refused_or_drawn_again(tmp_path, caplog):
     expected = tree_digest(make_masks(1))
     with Checkpointer(tmp_path) as checkpointer:

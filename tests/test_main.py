@@ -38,6 +38,7 @@ def run_new_interpreter(*arguments, python_path):
         ([CONFIG, '--time_budget=nan'], '--time_budget=nan: must be a number of seconds'),
         ([CONFIG, '--coordinator=127.0.0.1:1'], '--coordinator=127.0.0.1:1'),
         ([CONFIG, '--workdir='], '--workdir is empty'),
+        ([CONFIG, '--coordinator=', '--num_processes=2', '--process_id=1'], '--coordinator is empty'),
         (['--config=nothing.py'], '--config=nothing.py: there is no such file'),
         ([CONFIG, 'extra'], "unexpected argument 'extra'"),
         ([CONFIG, '--config.model.activation=rellu'], "did you mean 'relu'?"),

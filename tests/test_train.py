@@ -21,7 +21,7 @@ from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.provenance import code_digest
 from pnn_jax.run.resume import Saver
-from pnn_jax.train import create_trainer, train_and_evaluate, train_dispatches
+from pnn_jax.train import create_trainer, own_share, train_and_evaluate, train_dispatches
 from pnn_jax.trainer import Trainer
 
 
@@ -347,6 +347,52 @@ def test_seeds_in_one_program_are_all_saved_when_they_are_stopped(one_after_anot
     train_and_evaluate(config, tmp_path, dataset=dataset)
     assert trained == [1, 3, 3, 3]
     assert_equal_but_for_rounding(tmp_path, one_after_another[0])
+
+
+def test_a_seed_that_others_do_not_share_a_program_with_has_its_own_time(one_after_another, dataset, tmp_path):
+    shutil.copytree(one_after_another[0], tmp_path, dirs_exist_ok=True)
+    config = three_seeds(seeds_at_once=4)
+    config.num_seeds = 4
+    train_and_evaluate(config, tmp_path, dataset=dataset)
+    lines = [json.loads(line) for line in (tmp_path / 'seed_3/metrics.jsonl').read_text().splitlines()]
+    assert all(line['images_per_second'] > 0 for line in lines)
+    assert own_share([2, 2, 1, 1]) == 0.75 and own_share([]) == own_share([1]) == 1
+
+
+def test_data_that_are_given_are_checked_and_known_again(dataset, tmp_path):
+    """The digest, which tells data apart, is computed where a data set has none."""
+    images = dataset.train.images
+    given = dataclasses.replace(dataset, digest='')
+    train_and_evaluate(tiny_config(num_epochs=1), tmp_path, dataset=given)
+    changed = dataclasses.replace(given, train=Split(images ^ 1, dataset.train.labels))
+    with pytest.raises(InputError, match='trained on other data'):
+        train_and_evaluate(tiny_config(num_epochs=2), tmp_path, dataset=changed)
+    for changes, split, message in (
+        (
+            {},
+            Split((images / 255).astype(np.float32), dataset.train.labels),
+            'random, training set: images are float32',
+        ),
+        ({}, Split(images, dataset.train.labels + 1), 'random, training set: label 3 of image'),
+        (
+            {'data__validation_examples': 5},
+            dataset.train,
+            'validation_examples=5: the data set that was given has none',
+        ),
+        ({'data__augment': 'resized_crop_flip'}, dataset.train, 'only for streamed sources'),
+    ):
+        with pytest.raises(InputError, match=message):
+            create_trainer(tiny_config(**changes), dataclasses.replace(given, train=split))
+
+
+def test_evaluation_refuses_classes_in_another_order(finished, dataset, tmp_path, capsys):
+    folder = finished[0]
+    with pytest.raises(InputError, match=r"class 'b' had label 1 in the training data, and has 0 in config\.data"):
+        evaluate_checkpoint(tiny_config(), folder, dataset=dataclasses.replace(dataset, class_names=('b', 'a', 'c')))
+    named_otherwise = dataclasses.replace(dataset, class_names=('A', 'B', 'C'))
+    result = evaluate_checkpoint(tiny_config(), folder, dataset=named_otherwise)
+    assert result['final_test_correct'] == finished[1]['final_test_correct']
+    assert 'note: the classes were named a, b, c in training, and are A, B, C in these data' in capsys.readouterr().out
 
 
 def test_data_that_stay_on_disk_take_one_seed_at_a_time(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ def make_config(**changes) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             'seed': 0,
+            'num_seeds': 1,
             'num_epochs': 3,
             'eval_batch_size': 10,
             'model': {'name': 'lenet', 'dropout_rate': 0.3},
@@ -270,6 +271,28 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_made_again(tmp_path, monkeyp
             pass
 
 
+def test_a_second_opening_is_refused_and_names_the_first(tmp_path):
+    (tmp_path / 'lock').write_text('process 4194305 on another-host')  # which was killed
+    named = rf'in use by another process \(process {os.getpid()} on [^)]*\);'
+    with Workdir.open(tmp_path, make_config()), pytest.raises(InputError, match=named):
+        Workdir.open(tmp_path, make_config())
+    assert (tmp_path / 'lock').read_text() == ''
+    Workdir.open(tmp_path, make_config()).close()
+
+
+def test_the_result_of_all_seeds_goes_when_one_is_trained_for_longer(tmp_path):
+    with Workdir.open(tmp_path, make_config(num_seeds=2)) as parent:
+        with Workdir.open(tmp_path / 'seed_0', make_config(), parent=parent) as workdir:
+            workdir.set_examples(LABELS, 'digest')
+            workdir.append_epoch(metrics_of(1), outcomes_of(1))
+        parent.write_result({'num_seeds': 2})
+        with Workdir.open(tmp_path / 'seed_0', make_config(), parent=parent) as workdir:
+            assert parent.result() is not None
+            workdir.set_examples(LABELS, 'digest')
+            workdir.append_epoch(metrics_of(2), outcomes_of(2))
+        assert parent.result() is None and not (tmp_path / 'result.json').exists()
+
+
 def test_other_test_data_is_refused(tmp_path):
     open_with_epochs(tmp_path, 1).close()
     with Workdir.open(tmp_path, make_config()) as workdir, pytest.raises(InputError, match='trained on other data'):
@@ -296,16 +319,6 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     with open_with_epochs(tmp_path, 1) as workdir:
         assert workdir.history == [metrics_of(1)]
     assert not list(tmp_path.glob('*.tmp'))
-
-
-def test_a_second_opening_is_refused(tmp_path):
-    with Workdir.open(tmp_path, make_config()) as workdir:
-        with pytest.raises(InputError, match='in use by another process; wait'):
-            Workdir.open(tmp_path, make_config())
-        workdir.begin()
-        with pytest.raises(InputError, match=rf'in use by another process \(process {os.getpid()} on '):
-            Workdir.open(tmp_path, make_config())
-    Workdir.open(tmp_path, make_config()).close()
 
 
 @pytest.mark.slow

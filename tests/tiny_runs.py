@@ -55,7 +55,7 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
     trainers, programs, draws = {}, {}, {}
 
     def create_once(cls, config, data=None):
-        if data is None:
+        if data is None or not data.digest:
             return share(create(cls, config, data))
         free = {'seed', 'mask_seed', 'num_seeds', 'num_epochs', 'log', 'checkpoint'}  # a trainer does not read them
         read = {name: str(value) for name, value in config.items() if name not in free}

@@ -27,7 +27,7 @@ from pnn_jax.data.streams import STREAMS, Stream, open_stream
 from pnn_jax.data.tfds import load_tfds
 from pnn_jax.errors import InputError
 
-__all__ = ['SOURCES', 'Dataset', 'Split', 'Stream', 'load_data', 'load_dataset']
+__all__ = ['SOURCES', 'Dataset', 'Split', 'Stream', 'checked', 'load_data', 'load_dataset']
 
 # config.data.source -> function(config.data) -> Dataset of all images as they are stored, without a digest.
 SOURCES: dict[str, Callable[..., Dataset]] = {
@@ -75,6 +75,22 @@ def load_dataset(data_config) -> Dataset:
         digest=digest_of(*splits),
         notes=notes_on(data_config, train.labels, dataset.class_names),
     )
+
+
+def checked(dataset: Dataset) -> Dataset:
+    """A data set that somebody else has made, with its digest if it has none.
+
+    Raises:
+        InputError: it breaks a rule of `make_split` or `check_class_names`.
+    """
+    check_class_names(dataset.class_names, dataset.name)
+    names = {'train': 'training', 'test': 'test', 'validation': 'validation'}
+    splits = {
+        field: make_split(split.images, split.labels, len(dataset.class_names), f'{dataset.name}, {name} set')
+        for field, name in names.items()
+        if (split := getattr(dataset, field)) is not None
+    }
+    return dataclasses.replace(dataset, **splits, digest=dataset.digest or digest_of(*splits.values()))
 
 
 def load_data(data_config) -> Dataset | Stream:

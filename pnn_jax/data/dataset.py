@@ -35,7 +35,7 @@ class Dataset:
         train: what is trained on; without the validation examples.
         test: what is evaluated.
         class_names: name of each label; no two are equal.
-        digest: sha256 (hex) over pixels and labels of all splits.
+        digest: sha256 (hex) over pixels and labels of all splits; '' until it is computed.
         validation: split off the training set; None where config.data.validation_examples is 0.
         notes: what the user should know about the data, one line each.
     """

@@ -370,7 +370,8 @@ class Checkpointer:
         try:
             return self._read_record(entry.path)['accuracy']
         except Damaged as damage:
-            self._damaged[entry.path] = str(damage)
+            if entry.path.exists():  # else a run in progress has removed it
+                self._damaged[entry.path] = str(damage)
             return None
 
     def _read_first_good(self, which: str | int) -> tuple[dict[str, np.ndarray], dict] | None:
@@ -384,6 +385,8 @@ class Checkpointer:
             scored = [(accuracy, entry) for accuracy, entry in pairs if accuracy is not None]
             order = damaged + [entry for _, entry in sorted(scored, key=lambda pair: (-pair[0], pair[1].sequence))]
             if not order:
+                if not all(entry.path.exists() for entry in entries):  # as below
+                    return self._read_first_good(which)
                 raise RunError(f'no checkpoint in {self._directory} has a finite accuracy, so none of them is the best')
         elif which != 'latest':
             order = [entry for entry in order if entry.step == which]
@@ -397,6 +400,8 @@ class Checkpointer:
                     raise Damaged(f'it is of step {record["step"]}')
                 return arrays, record
             except Damaged as damage:
+                if not entry.path.exists():  # a run in progress has saved another one and removed this
+                    return self._read_first_good(which)
                 self._damaged[entry.path] = str(damage)
                 logging.warning('checkpoint %s is damaged and skipped: %s', entry.path, damage)
         reasons = '; '.join(f'{entry.path.name}: {self._damaged[entry.path]}' for entry in order)

@@ -77,7 +77,7 @@ class Workdir:
         self.outcomes = np.zeros((0, 0), np.bool_)
         self.data_digest = ''
         self._lock: int | None = None
-        self._made_lock = False
+        self._made_lock, self._locked = False, False
         self._made_folders: list[Path] = []  # from the workdir upwards
         self._begun = False
         self._result: dict | None = None
@@ -140,9 +140,9 @@ class Workdir:
         """Lets another process work here. Removes the folders that were made for an attempt that did nothing."""
         if self._lock is None:
             return
-        if self._begun:
+        if self._locked:
             os.ftruncate(self._lock, 0)
-        elif self._made_lock:
+        if self._made_lock and not self._begun:
             with contextlib.suppress(OSError):
                 (self.path / 'lock').unlink()
         if not self._begun:
@@ -165,11 +165,7 @@ class Workdir:
         _replace(self.path / 'config.json', _as_json(self._config).encode())
         self._begun = True
         if self._result is not None and self._result.get('num_seeds', 1) != self._config.num_seeds:
-            (self.path / 'result.json').unlink(missing_ok=True)  # the mean of other seeds
-            self._result = None
-        if self._lock is not None:
-            with contextlib.suppress(OSError):  # on a full disk; the lock holds without the name of its owner
-                os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
+            self._remove_result()  # the mean of other seeds
         self._write_lines()  # without an unfinished line, or the epochs that `truncate` dropped
 
     def check_data(self, digest: str) -> None:
@@ -193,7 +189,7 @@ class Workdir:
             self.outcomes = np.zeros((0, len(labels)), np.bool_)
 
     def append_epoch(self, metrics: dict, outcomes: np.ndarray) -> None:
-        """Adds an epoch. A result.json that described fewer epochs is deleted.
+        """Adds an epoch. A result.json that described fewer epochs is deleted, also that of all seeds.
 
         Args:
           metrics: what JSON can hold; its `epoch` counts from 1.
@@ -215,7 +211,7 @@ class Workdir:
             return
         self._write_outcomes()  # before the line: whenever that is complete, so are the outcomes
         try:
-            (self.path / 'result.json').unlink(missing_ok=True)
+            self._remove_result()
             with open(self.path / 'metrics.jsonl', 'a') as file:
                 file.write(line + '\n')
                 file.flush()
@@ -243,8 +239,15 @@ class Workdir:
         lines = ''.join(json.dumps(metrics) + '\n' for metrics in self.history).encode()
         path = self.path / 'metrics.jsonl'
         if path.exists() and path.read_bytes() != lines:
-            (self.path / 'result.json').unlink(missing_ok=True)
+            self._remove_result()
             _replace(path, lines)
+
+    def _remove_result(self) -> None:
+        """Deletes result.json, and that of all seeds, which is made of those of each."""
+        (self.path / 'result.json').unlink(missing_ok=True)
+        self._result = None
+        if self._parent is not None:
+            self._parent._remove_result()
 
     def write_test_outcomes(self, correct: np.ndarray, labels: np.ndarray) -> None:
         """Writes test_outcomes.npz: which of the test examples the final network classifies correctly.
@@ -327,6 +330,11 @@ class Workdir:
         if not self._holds_lock_file():
             os.close(self._lock)
             self._make_and_lock(lock)
+            return
+        self._locked = True
+        with contextlib.suppress(OSError):  # on a full disk; the lock holds without the name of its owner
+            os.ftruncate(self._lock, 0)  # a process that was killed left its name
+            os.pwrite(self._lock, f'process {os.getpid()} on {socket.gethostname()}'.encode(), 0)
 
     def _holds_lock_file(self) -> bool:
         """Whether the locked file is the one in the folder. A process that did nothing may just have removed it."""
