@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Iterable
 
+import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 
+from pnn_jax.models.registry import create_model
 from pnn_jax.nn.norm import TorchBatchNorm
+from pnn_jax.run.load import Run
 from pnn_jax.train_step import RANDOM_STREAMS, Variables
 
 
@@ -26,6 +32,19 @@ def recalibrated(
     parts = [jax.device_get(update(zeros, images)) for images in batches]
     mean = lambda *values: (np.mean(values, axis=0, dtype=np.float64) / TorchBatchNorm.momentum).astype(np.float32)
     return variables | {'batch_stats': jax.tree.map(mean, *parts)}
+
+
+def with_stored_masks(run: Run) -> nn.Module:
+    """A run's network with the masks of evaluation in training mode, also where training draws new ones every step."""
+    if not run.config.model.redraw_masks:
+        return run.model
+    return _with_stored_masks(run.config.model.to_json(), run.num_classes)
+
+
+@functools.lru_cache(maxsize=1)
+def _with_stored_masks(model: str, num_classes: int) -> nn.Module:
+    """Cached, because an equal network would compile programs of its own."""
+    return create_model(ml_collections.ConfigDict(json.loads(model) | {'redraw_masks': False}), num_classes)
 
 
 def fixed_random_streams() -> dict[str, jax.Array]:

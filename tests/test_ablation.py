@@ -1,5 +1,6 @@
 """The grid: its configs, its workers, what it refuses. How it resumes after a kill is in test_ablation_kills.py."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.ablation import __main__ as ablation
-from experiments.ablation import registration, run_config, runs, shared_data, workers
+from experiments.ablation import registration, run_config, runner, runs, shared_data, workers
 from experiments.ablation.results import read_results
 from experiments.ablation.runner import Outcome, Task
 from experiments.command import exit_code
@@ -19,6 +20,8 @@ from experiments.report.study import is_collapsed
 from pnn_jax import train
 from pnn_jax.data import load_dataset
 from pnn_jax.errors import DivergedError, InputError, StoppedEarly
+from pnn_jax.run.checkpoints import Checkpointer
+from pnn_jax.run.result import circumstances
 from pnn_jax.run.workdir import Workdir
 from pnn_jax.validate import validate_config
 
@@ -54,6 +57,17 @@ def test_a_width_that_does_not_match_is_refused(monkeypatch):
         'the nearest to the 10,340 weights of shared_masks are 10,000, with 10 filters; they must be within 3%'
     )
     assert run_config.build_config(AUDIT, AUDIT.arm('baseline_small'), (32, 32, 3), 10).model.num_filters == 11
+
+
+def test_an_arm_with_data_of_its_own_is_refused():
+    own = lambda **changes: dataclasses.replace(SMOKE.arms[0], changes={f'data.{k}': v for k, v in changes.items()})
+    assert run_config.unmatched_config(SMOKE, own(augment='flip', mean=[0.4])).data.augment == 'flip'
+    for changes in ({'train_examples': 500}, {'pad': 20}, {'validation_examples': 9}, {'name': 'mnist'}):
+        ((field, value),) = changes.items()
+        with pytest.raises(
+            InputError, match=rf'arm no_noise: data\.{field} = {value!r}: must be .* as in the whole grid'
+        ):
+            run_config.unmatched_config(SMOKE, own(**changes))
 
 
 def narrowed(arm: registration.Arm) -> registration.Arm:
@@ -274,6 +288,42 @@ def test_records_of_other_code_stop_the_grid_unless_asked_for(
     assert len(instant_training) == 4
     assert exit_code(ablation.main, [*flags, '--allow_mixed_code']) == 0
     assert len(instant_training) == 6
+
+
+def test_a_workdir_that_other_code_has_begun_is_refused_before_it_is_trained(tmp_path):
+    state = {'weights': np.zeros(3, np.float32)}
+    for code, same in ((circumstances()['code'], True), ('b' * 64, False)):
+        workdir = tmp_path / code[:3]
+        runner.check_begun_by_this_code(workdir)  # there is nothing yet
+        with Checkpointer(workdir / 'checkpoints') as checkpointer:
+            checkpointer.save_masks({})
+            checkpointer.save(1, state, {'computed_by': [circumstances() | {'code': code}]}, accuracy=None)
+        with (
+            contextlib.nullcontext() if same else pytest.raises(InputError, match='by other code, versions or devices')
+        ):
+            runner.check_begun_by_this_code(workdir)
+        (workdir / 'result.json').write_text(json.dumps({'code': {'sha256': code}, 'resumed_from': []}))
+        with contextlib.nullcontext() if same else pytest.raises(InputError, match='move it away'):
+            runner.check_begun_by_this_code(workdir)
+    (workdir / 'result.json').write_text(
+        json.dumps({'code': {'sha256': circumstances()['code']}, 'resumed_from': [{'code': 'b' * 64}]})
+    )
+    with pytest.raises(InputError, match='allow_mixed_code'):
+        runner.check_begun_by_this_code(workdir)
+
+
+def test_a_finished_run_without_a_record_gets_none_from_other_code(
+    tmp_path, capsys, monkeypatch, process_state, instant_training
+):
+    flags = ['--grid=smoke', f'--output={tmp_path}/runs', f'--results={tmp_path}/results', '--arms=no_noise_seed0']
+    assert exit_code(ablation.main, flags) == 0  # says that it is of code a...
+    record = tmp_path / 'results/smoke/no_noise_seed0.json'
+    record.unlink()
+    assert exit_code(ablation.main, flags) == 1
+    assert 'no_noise_seed0: was trained by other code' in capsys.readouterr().out.replace(f'{tmp_path}/runs/smoke/', '')
+    assert not record.exists()
+    monkeypatch.setattr('pnn_jax.train.train_and_evaluate', lambda *_, **__: None)
+    assert exit_code(ablation.main, [*flags, '--allow_mixed_code']) == 0 and record.exists()
 
 
 def test_a_run_that_diverges_has_a_record_without_a_correct_image(tmp_path, capsys, monkeypatch, process_state):

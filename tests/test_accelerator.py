@@ -63,6 +63,10 @@ def test_stages_that_fit_run_in_the_time_that_a_long_one_leaves(tmp_path):
     assert list(json.loads((tmp_path / 'stages.json').read_text())['seconds']) == ['short']
 
 
+def test_a_call_that_is_too_short_for_every_stage_tries_one_all_the_same(tmp_path):
+    assert call([script('long', 'true', minutes=2)], tmp_path) == 0
+
+
 def test_one_file_holds_all_results_and_is_enough_to_go_on(tmp_path):
     there, here = tmp_path / 'there', tmp_path / 'here'
     there.mkdir()

@@ -14,6 +14,7 @@ import re
 
 import pytest
 
+from experiments.compile import __main__ as command
 from experiments.compile import scaling, targets
 from experiments.compile.__main__ import main, read_records, write_records
 from experiments.compile.layers import Layer, compiled_steps, measure_layers
@@ -21,7 +22,7 @@ from experiments.compile.measure import Request, count, in_child, measure
 from experiments.compile.scaling import Step, share_of_compute
 from experiments.compile.schedule import count_bundles
 from experiments.compile.table import table
-from pnn_jax.errors import InputError
+from pnn_jax.errors import InputError, RunError
 
 MISSING = sorted({package for target in ('v5e', 'h100') if (package := targets.missing_compiler(target))})
 
@@ -132,6 +133,7 @@ def test_gpu_compiler_still_aborts_on_the_smallest_program():
         (['--program=run'], ["'run'", 'train,step,evaluate']),
         (['--batch_size=7'], ["'7'", '0,16,128,1024']),
         (['--output=s3://bucket/x'], ['--output=s3://bucket/x', 'URL']),
+        (['--config=baseline,shard_masks'], ['--config=shard_masks', 'there is no such file', 'shared_masks']),
         ([f'--readme={targets.__file__}'], ['compiled: begin', 'compiled: end']),
     ],
 )
@@ -141,6 +143,18 @@ def test_wrong_options_are_refused_in_one_line(options, words, monkeypatch):
         main(options)
     assert '\n' not in str(error.value)
     assert all(word in str(error.value) for word in words)
+
+
+def test_what_did_not_compile_is_tried_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, 'missing_compiler', lambda target: '')
+    answers = [{'error': 'still compiling after 3600 s'}, {'error': 'exit -9: '}]
+    monkeypatch.setattr(command, 'measure', lambda request: answers.pop(0))
+    flags = ['--config=quickstart', '--program=train', f'--output={tmp_path}/compiled.json']
+    for _ in range(2):
+        with pytest.raises(RunError, match='does not compile: quickstart, train, for 1 x v5e'):
+            main(flags)
+    assert [record['error'] for record in read_records(tmp_path / 'compiled.json')] == ['exit -9: ']
+    assert 'exit -9' in capsys.readouterr().out and not answers
 
 
 def test_output_that_holds_something_else_is_refused_and_kept(tmp_path):

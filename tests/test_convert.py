@@ -310,6 +310,7 @@ def edited(state_dict, **changes):
         (lambda sd: {'conv9.weight': torch.zeros(3)}, "no network that is known; its first key is 'conv9.weight'"),
         (lambda sd: {'conv1.weight': torch.zeros(3)}, 'its tensors have unexpected shapes'),
         (lambda sd: [1, 2], 'holds a list'),
+        (lambda sd: {0: torch.zeros(3), 1: torch.zeros(3)}, 'holds tensors under keys that are no names'),
         (lambda sd: {}, 'not a state_dict'),
         (lambda sd: torch.zeros(3), 'holds a Tensor'),
     ],

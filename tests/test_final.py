@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from configs import default
 from experiments.ablation import final
 from pnn_jax.data import Split
 from pnn_jax.evaluate import evaluate_exactly
+from pnn_jax.models.registry import create_model
+from pnn_jax.models.variables import init_variables
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.run.load import Run
 
@@ -65,6 +68,23 @@ def test_recalibrated_statistics_are_the_means_over_full_batches(run, images):
     statistics = final.recalibrated_on(run, images.images, BATCH)['batch_stats']['norm']
     np.testing.assert_allclose(statistics['mean'], np.mean([batch.mean() for batch in batches]), rtol=2e-6)
     np.testing.assert_allclose(statistics['var'], np.mean([batch.var(ddof=1) for batch in batches]), rtol=2e-6)
+
+
+def test_masks_that_are_drawn_again_in_training_are_those_of_evaluation_when_statistics_are_recalibrated(images):
+    """They are the ones that the statistics will be used with."""
+    config = default.get_config()
+    config.data.mean, config.data.std = (0.5,), (0.25,)
+    config.model.update(name='lenet', num_filters=2, num_masks=2, redraw_masks=True)
+    size, pixels = 29, np.pad(images.images, ((0, 0), (0, 5), (0, 5), (0, 0)))
+    found = []
+    for redraw in (True, False):
+        config.model.redraw_masks = redraw
+        model = create_model(config.model, 2)
+        key = jax.random.key(0)
+        variables = jax.device_get(init_variables(model, (8, 8, 1), key=key, mask_key=key))
+        found.append(final.recalibrated_on(Run(Path(), config, model, variables, 2, 0, None), pixels, size))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_record_says_on_what_machine_it_was_made(monkeypatch, tmp_path):

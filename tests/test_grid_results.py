@@ -304,6 +304,11 @@ def test_a_repeated_run_is_compared_bit_for_bit(study, tmp_path, capsys):
     assert 'one_mask_seed3: 2 outcomes; epoch 1: validation_accuracy 0.2 -> 0.3\n' in shown.out
     assert 'device null -> "1 x other"' in shown.out and '1 of 1 runs are not the same' in shown.err
 
+    summary = record.summary | {'dataset': record.summary['dataset'] | {'digest': 'another'}}
+    record._replace(correct=outcomes[:, 1:], summary=summary).write(record_path(again, record.name))
+    assert exit_code(repeat.main, flags) == 2
+    assert 'one_mask_seed3 was trained on another data set than its record' in capsys.readouterr().err
+
 
 def test_single_runs_can_be_chosen(study):
     grid, _ = study

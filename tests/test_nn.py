@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pnn_jax import ops
 from pnn_jax.errors import InputError
+from pnn_jax.models.noise_resnet import NoiseLayer
 from pnn_jax.nn.norm import TorchBatchNorm
 from pnn_jax.nn.perturbation import NormalizedPerturbationLayer, PerturbationLayer, PerturbationUnit
 from pnn_jax.nn.pool import pool
@@ -155,8 +156,14 @@ def test_masks_are_redrawn_in_training_only():
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
 def test_the_result_has_the_dtype_of_the_images(dtype):
     x = jax.ShapeDtypeStruct((2, 3, 3, 2), dtype)
-    for layer in (PerturbationLayer(4, 2), PerturbationUnit(PerturbationLayer, 4, mix_channels=True)):
-        result, variables = jax.eval_shape(lambda x, layer=layer: layer.init_with_output(KEYS, x), x)
+    level = np.float32(0.5)  # as a sweep over np.linspace has it
+    for layer in (
+        PerturbationLayer(4, 2, noise_level=level),
+        NormalizedPerturbationLayer(4, 2, noise_level=level),
+        PerturbationUnit(PerturbationLayer, 4, mix_channels=True),
+        NoiseLayer(4, noise_level=level),
+    ):
+        result, variables = jax.eval_shape(lambda x, layer=layer: layer.init_with_output(KEYS, x, train=False), x)
         assert (result.shape, result.dtype) == ((2, 3, 3, 4), dtype)
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
 

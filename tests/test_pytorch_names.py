@@ -19,6 +19,13 @@ def test_values_that_pytorch_lacks_are_one_line(field, value):
     assert '\n' not in str(error.value)
 
 
+def test_noise_that_pytorch_does_not_train_is_refused():
+    config = default.get_config().model
+    config.name, config.trainable_masks = 'noise_resnet18', True
+    with pytest.raises(InputError, match='trainable_masks=True: the noise of noise_resnet is never trained'):
+        check_supported(config)
+
+
 def test_a_field_that_the_network_does_not_read_is_not_asked_for():
     config = default.get_config().model
     config.name, config.activation, config.noise_type = 'resnet18', 'gelu', 'ramp'

@@ -337,6 +337,17 @@ def test_the_section_of_the_readme_is_replaced_between_its_markers(results):
     assert readme.read_text() == first
 
 
+def test_a_readme_without_comparisons_has_the_arms(tmp_path):
+    (tmp_path / 'smoke').mkdir()
+    for run in RUNS.values():
+        if run.arm.name == 'no_noise':
+            write(tmp_path, make(run, FINAL['no_noise'][run.seed]))
+    readme = tmp_path / 'README.md'
+    readme.write_text('<!-- results: begin -->\n<!-- results: end -->\n')
+    report(tmp_path, '--partial', f'--readme={readme}')
+    assert 'The arms that answer the question are missing.' in readme.read_text()
+
+
 def test_the_readme_has_eight_lines_at_most_and_primary_comparisons_first():
     found = [finding_of([60, 61], [50, 51])] * 9
     primary = dataclasses.replace(found[0].comparison, question='H1', primary=True)

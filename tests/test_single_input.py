@@ -60,7 +60,16 @@ def test_gradient_descent_on_masks_improves_on_fixed_ones():
 
 
 @pytest.mark.parametrize(
-    'flag', ['--counts=1,x', '--counts=2000', '--outputs=0', '--num_masks=-1', '--data=/none.npz', '--counts=1,1']
+    'flag',
+    [
+        '--counts=1,x',
+        '--counts=2000',
+        '--outputs=0',
+        '--num_masks=-1',
+        '--data=/none.npz',
+        '--counts=1,1',
+        '--num_filters=4',
+    ],
 )
 def test_bad_flags_of_single_input(flag, tmp_path, capsys):
     assert exit_code(single_input_main, [flag, f'--output={tmp_path}']) == 2
@@ -75,12 +84,14 @@ def test_receptive_field_counts_influence():
 
 
 class ConvolutionAndPooling(nn.Module):
-    """A 3x3 convolution, then 2x2 pooling: a unit sees 4x4 pixels."""
+    """A 3x3 convolution, then 2x2 pooling: a unit sees 4x4 pixels. Stages and blocks as in a residual network."""
+
+    stage_sizes: tuple[int, ...] = (2, 3)
 
     @nn.compact
     def __call__(self, x, train):
-        x = pool(Conv(2, 3, name='conv')(x), 'avg', 2, 2)
-        return Conv(2, 1, name=influence.LAST_BLOCK)(x)
+        x = Conv(2, 3, name='stage2_block2')(x)
+        return Conv(2, 1, name='stage2_block3')(pool(x, 'avg', 2, 2))
 
 
 def test_receptive_field_of_a_convolution_and_a_pooling():

@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None):
     parser.add_argument('--shard', default='0/1', help='i/n: every n-th run, starting with the i-th (from 0)')
     parser.add_argument('--jobs', type=whole_number(0), default=0, help='train this many runs at once; see above')
     parser.add_argument('--time_budget', type=float, help='seconds after which to save, stop and exit with 75')
-    parser.add_argument('--allow_mixed_code', action='store_true', help='keep records that other code computed')
+    parser.add_argument('--allow_mixed_code', action='store_true', help='keep records, and resume runs, of other code')
     args = parser.parse_args(argv)
     if args.time_budget is not None and not args.time_budget >= 0:
         raise InputError(f'--time_budget={args.time_budget}: must be 0 or more')
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return read_results(results, grid, configs=configs, code=code, allow_mixed_code=args.allow_mixed_code)
 
     def train(runs: Sequence[Run]) -> None:
-        tasks = [make_task(grid, run, configs, output, results) for run in runs]
+        tasks = [make_task(grid, run, configs, output, results, mixed_code=args.allow_mixed_code) for run in runs]
         if not args.jobs:
             return run_here(tasks, dataset, should_stop, progress)
         stored = shared_data.store(dataset, output)

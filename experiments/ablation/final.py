@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.recalibration import fixed_random_streams, recalibrated
+from experiments.recalibration import fixed_random_streams, recalibrated, with_stored_masks
 from pnn_jax.data import Dataset, Split
 from pnn_jax.data.augment import preprocess
 from pnn_jax.metrics import Metrics, example_metrics
@@ -90,7 +90,7 @@ def recalibrated_on(run: Run, images: np.ndarray, batch_size: int) -> Variables:
     """The variables of a run, recalibrated on up to RECALIBRATION_BATCHES batches of uint8 images [n, h, w, c]."""
     if 'batch_stats' not in run.variables:
         return run.variables
-    network = _network(run)
+    network = _network(dataclasses.replace(run, model=with_stored_masks(run)))
     update = lambda variables, images: _apply_in_training(*network, variables, images)[1]['batch_stats']
     batches = itertools.islice(_batches(len(images), batch_size), RECALIBRATION_BATCHES)
     return recalibrated(update, run.variables, (images[index] for index in batches))

@@ -188,8 +188,8 @@ def check_code(records: Iterable[Record], expected: str = '') -> None:
     found = '; '.join(f'{code[:12]}: {_listed(of_code)}' for code, of_code in names.items())
     now = f' and the code here is {expected[:12]}' if expected else ''
     raise InputError(
-        f'records were computed by different or unknown code ({found}){now}; move old records away, or accept all of '
-        'them with --allow_mixed_code'
+        f'records were computed by different or unknown code ({found}){now}; move old records and their workdirs away, '
+        'or accept all of them with --allow_mixed_code'
     )
 
 

@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f'--again={args.again}: {args.results / grid.name} has no record of {", ".join(missing)}')
     different = []
     for name, record in again.items():
+        if record.data_digest != first[name].data_digest:
+            raise InputError(f'--again={args.again}: {name} was trained on another data set than its record')
         changes = differing(first[name], record)
         print(f'{name}: {"; ".join(changes[:5]) or "the same bit for bit"}')
         if changes:

@@ -15,6 +15,7 @@ from experiments.ablation.registration import SEARCH, Arm, Grid
 from experiments.ablation.runs import Run
 from pnn_jax.errors import InputError, one_line
 
+OF_AN_ARM = ('augment', 'mean', 'std')  # fields of config.data that are no part of the data set
 MATCH_WITHIN = 0.03  # how much the weights of matched arms may differ, as a fraction
 
 
@@ -29,7 +30,7 @@ def unmatched_config(grid: Grid, arm: Arm) -> ml_collections.ConfigDict:
     """The config of the runs of an arm, except for seeds, the width of a matched arm, and the path of the data.
 
     Raises:
-        InputError: a field of the grid does not exist, or its value is of another type.
+        InputError: a field of the grid does not exist, its value is of another type, or an arm has data of its own.
     """
     config = importlib.import_module(f'configs.{arm.network.config}').get_config()
     _update(config, {**grid.changes, **arm.network.changes, **arm.changes}, f'{grid.name}: changes of arm {arm.name}')
@@ -37,7 +38,19 @@ def unmatched_config(grid: Grid, arm: Arm) -> ml_collections.ConfigDict:
         config.model.num_filters = arm.num_filters
     if arm.learning_rate and arm.learning_rate != SEARCH:
         config.optimizer.learning_rate = arm.learning_rate
+    _check_shares_data(grid, arm, config)
     return config
+
+
+def _check_shares_data(grid: Grid, arm: Arm, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where an arm would be trained or evaluated on other images: a grid has one data set."""
+    shared = data_config(grid)
+    for field in shared:
+        if field not in OF_AN_ARM and config.data[field] != shared[field]:
+            raise InputError(
+                f'{grid.name}: arm {arm.name}: data.{field} = {config.data[field]!r}: must be {shared[field]!r} as in '
+                f'the whole grid; of data.*, only {", ".join(OF_AN_ARM)} may differ between arms'
+            )
 
 
 def check_rates_are_chosen(grid: Grid) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import ml_collections
 
 from experiments.ablation.records import Record, make_record
-from pnn_jax.errors import DivergedError, StoppedEarly, one_line
+from pnn_jax.errors import DivergedError, InputError, StoppedEarly, one_line
 
 if TYPE_CHECKING:
     from pnn_jax.trainer import Trainer
@@ -28,6 +28,7 @@ class Task(NamedTuple):
         config: of the run, complete.
         workdir: where it trains. If a run was interrupted there, it is resumed. It stays when the run is done.
         record: the file to write when it is done.
+        mixed_code: go on with, or take the result of, what other code has begun in the workdir.
     """
 
     arm: str
@@ -36,6 +37,7 @@ class Task(NamedTuple):
     config: ml_collections.ConfigDict
     workdir: Path
     record: Path
+    mixed_code: bool = False
 
     @property
     def name(self) -> str:
@@ -126,6 +128,8 @@ class Runner:
         from experiments.ablation.final import measure_final
         from pnn_jax.train import train_and_evaluate
 
+        if not task.mixed_code:
+            check_begun_by_this_code(task.workdir)
         trainer = self._trainer_of(task)
         try:
             train_and_evaluate(task.config, task.workdir, should_stop=self.should_stop, trainer=trainer)
@@ -140,3 +144,29 @@ class Runner:
         if task.arm not in self._trainers:
             self._trainers[task.arm] = create_trainer(task.config, self.dataset)
         return self._trainers[task.arm]
+
+
+def check_begun_by_this_code(workdir: Path) -> None:
+    """Refuses a workdir in which other code, versions or devices have trained: no report would take its record.
+
+    Raises:
+        InputError: says what to do.
+    """
+    from pnn_jax.run.checkpoints import Checkpointer
+    from pnn_jax.run.result import circumstances
+    from pnn_jax.run.workdir import read_json
+
+    here = circumstances()
+    path = workdir / 'result.json'
+    if path.exists():  # only its code must be the same: it was trained in one piece, or is of no known code
+        result = read_json(path)
+        same = not result.get('resumed_from') and result['code']['sha256'] == here['code']
+    else:
+        with Checkpointer(workdir / 'checkpoints', read_only=True) as checkpointer:
+            meta = checkpointer.latest_meta()
+        same = meta is None or meta.get('computed_by') == [here]
+    if not same:
+        raise InputError(
+            f'{workdir}: was trained by other code, versions or devices, so that its record would be refused; move it '
+            'away to train it again, or accept it with --allow_mixed_code'
+        )

@@ -38,7 +38,13 @@ def configs_of(grid: Grid, dataset: Dataset, data: ml_collections.ConfigDict) ->
 
 
 def make_task(
-    grid: Grid, run: Run, configs: Mapping[str, ml_collections.ConfigDict], workdirs: Path, results: Path
+    grid: Grid,
+    run: Run,
+    configs: Mapping[str, ml_collections.ConfigDict],
+    workdirs: Path,
+    results: Path,
+    *,
+    mixed_code: bool = False,
 ) -> Task:
     """What a run needs to be trained.
 
@@ -46,6 +52,8 @@ def make_task(
         configs: from `configs_of`.
         workdirs: folder of the workdirs.
         results: folder of the records.
+        mixed_code: see `Task`.
     """
     config = with_seeds(configs[run.arm.name], run)
-    return Task(run.arm.name, run.seed, grid.sha256, config, workdirs / run.name, record_path(results, run.name))
+    workdir, record = workdirs / run.name, record_path(results, run.name)
+    return Task(run.arm.name, run.seed, grid.sha256, config, workdir, record, mixed_code)

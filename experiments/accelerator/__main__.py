@@ -135,13 +135,15 @@ def run_stages(found: Sequence[Stage], folder: Path, device: Device, end: float)
     file = folder / 'stages.json'
     progress = read_progress(file, device.kind)
     left = [stage for stage in found if stage.name not in progress.seconds]
-    waiting: list[str] = []  # for a call with more time
+    waiting = sorted(left, key=lambda stage: stage.name in progress.failed)
     first = True  # a stage that had a whole call and did not finish has failed
-    for stage in sorted(left, key=lambda stage: stage.name in progress.failed):
+    while waiting:
         seconds = end - time.monotonic() - GRACE
-        if seconds < 60 * stage.minutes:
-            waiting.append(stage.name)
-            continue
+        fitting = [stage for stage in waiting if 60 * stage.minutes <= seconds]
+        if not fitting and not first:
+            raise StoppedEarly(f'{waiting[0].name} needs another call')
+        stage = (fitting or waiting)[0]  # a call that is too short for any of them tries one all the same
+        waiting.remove(stage)
         print(f'{stage.name}: {stage.what}', flush=True)
         began = time.monotonic()
         log = folder / f'{stage.name}.log'
@@ -159,8 +161,6 @@ def run_stages(found: Sequence[Stage], folder: Path, device: Device, end: float)
         with contextlib.suppress(OSError, ValueError):  # not every stage writes one; one that was killed wrote half
             progress.results[stage.name] = json.loads((folder / f'{stage.name}.json').read_text())
         write_file(file, json.dumps(dataclasses.asdict(progress), indent=1) + '\n')
-    if waiting:
-        raise StoppedEarly(f'{waiting[0]} needs another call')
     if progress.failed:
         print(f'failed: {", ".join(progress.failed)}', file=sys.stderr)
     return 1 if progress.failed else 0

@@ -6,9 +6,10 @@ python -m experiments.benchmark --rows= --scaling=num_masks,batch,seeds    table
 python -m experiments.benchmark --rows= --roofline                         the perturbation operation alone
 
 Ours is the complete training step of `pnn_jax.train` (augmentation, gradients, update), or the complete exact
-evaluation of one batch. The peer is `experiments.verify.torch_twin` on images that are already on its device: forward,
-backward and SGD, or forward and comparison. Each side has a process of its own, so that peak memory is its own. The
-two take turns (A B A B ...), so that other load on the machine affects both. All times are medians over turns.
+evaluation of one batch. The peer is `experiments.verify.torch_twin` on images that are already on its device:
+forward, backward and SGD, or forward and comparison. Each side has a process of its own, so that peak memory is its
+own, and at most one GPU. The two take turns (A B A B ...), so that other load on the machine affects both. All times
+are medians over turns.
 
 On CPUs peak memory is the resident set of the process, with code and compiler; on accelerators it is what the
 framework allocated there, at XLA with what it takes to choose among algorithms when it compiles. On accelerators both

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.benchmark.cases import IMAGE_SIZE, NUM_CLASSES, STEPS_PER_CALL, Case
+from pnn_jax.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,9 @@ def our_side(case: Case) -> Side:
     import jax
 
     from pnn_jax.train_step import all_variables
+
+    if case.devices and jax.device_count() != case.devices:
+        raise RunError(f'devices={case.devices}: this machine has {jax.device_count()}')
 
     trainer = make_trainer(case)
     runs = [trainer.init(seed, seed) for seed in range(case.seeds)]
@@ -115,7 +119,7 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
     """The training step of the PyTorch twin with SGD, or its evaluation of one batch."""
     import torch
 
-    from experiments.verify.torch_twin import build_twin
+    from experiments.verify.torch_twin import make_twin
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cuda':
@@ -126,7 +130,7 @@ def torch_side(case: Case, *, compiled: bool = False) -> Side:
         torch.backends.cudnn.benchmark = True  # XLA tries several algorithms, too
     calls = STEPS_PER_CALL if device.type == 'cuda' else 1
     config = case.config()
-    network = build_twin(config.model, NUM_CLASSES, IMAGE_SIZE, 3).to(device)
+    network = make_twin(config.model, NUM_CLASSES, IMAGE_SIZE, 3).to(device)
     run = torch.compile(network) if compiled else network
     images = torch.randn(case.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
     labels = torch.randint(NUM_CLASSES, (case.batch_size,), device=device)

@@ -29,6 +29,12 @@ ENTRY_POINT = {
 }
 
 
+def gpus(count: int) -> str:
+    """CUDA_VISIBLE_DEVICES for the first `count` GPUs of those that the user lets us see."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return ','.join(map(str, range(count)) if visible is None else visible.split(',')[:count])
+
+
 @dataclasses.dataclass
 class Measurement:
     """What one side needed.
@@ -58,6 +64,8 @@ def serve(connection: Connection, name: str, case: Case) -> None:
     began = time.perf_counter()
     side = make_side(name, case)
     side.step()
+    if name != 'ours' and 'jax' in sys.modules:  # something imports it, and it would count as PyTorch's memory
+        raise RunError(f'{name}: its process has imported jax')
     connection.send((side.machine, side.images, time.perf_counter() - began))
     while steps := connection.recv():
         time.sleep(SECONDS_BETWEEN_TURNS)
@@ -78,6 +86,7 @@ class Process:
         self.what = f'{name}, {case}'
         # Variables that the user has set stay as they are. PyTorch runs as it is installed.
         variables = {key: value for key, value in ENTRY_POINT.items() if name == 'ours' and key not in os.environ}
+        variables['CUDA_VISIBLE_DEVICES'] = gpus(case.devices or 1)  # one is compared with one
         self.process, self.connection = start_process(serve, name, case, environment=variables)
         self.measurement = Measurement(*self.receive())
         self.turns: list[tuple[float, float]] = []

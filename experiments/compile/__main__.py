@@ -3,7 +3,8 @@
 python -m experiments.compile --target=v5e,h100 --config=shared_masks --batch_size=16,128 --output=compiled.json
 
 Every combination is compiled in a process of its own and added to the output at once; the same command again compiles
-only what is missing. At the end all records of the output are printed as a Markdown table.
+what is missing or did not compile. At the end all records of the output are printed as a Markdown table. The exit code
+is 1 if something does not compile.
 
 Needs the compilers: pip install -e '.[tpu-compile]' for v4, v5e, v5p and v6e, '.[gpu-compile]' for h100.
 """
@@ -20,9 +21,10 @@ from pathlib import Path
 
 from experiments.command import Parser, exit_code, replace_section, some_of, write_file
 from experiments.compile.measure import PROGRAMS, Request, measure
+from experiments.compile.programs import check_config
 from experiments.compile.table import table
 from experiments.compile.targets import TARGETS, missing_compiler
-from pnn_jax.errors import InputError, os_reason
+from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.paths import replace_file
 
 DTYPES = ('float32', 'bfloat16')
@@ -72,26 +74,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.readme:
         replace_section(args.readme, 'compiled', '')  # a file without the lines is refused now, not after an hour
+    for config in args.config.split(','):
+        check_config(config)
     for target in args.target:
         if package := missing_compiler(target):
             raise InputError(f'--target={target}: its compiler is not installed (no Python package {package})')
     records = read_records(args.output) if args.output else []
-    done = {Request(**record['request']) for record in records}
+    failed = []
     combinations = itertools.product(
         args.config.split(','), args.target, args.devices, args.batch_size, args.dtype, args.program
     )
     for config, target, devices, batch_size, dtype, program in combinations:
         request = Request(target, program, config, devices, batch_size, dtype)
-        if request in done:
+        before = [record for record in records if Request(**record['request']) == request]
+        if before and 'error' not in before[0]:
             continue
         print(f'compiling {config}, {program}, for {devices} x {target}', file=sys.stderr, flush=True)
         record = {'request': dataclasses.asdict(request), 'jax': metadata.version('jax'), **measure(request)}
-        records.append(record)
+        if 'error' in record:
+            failed.append(f'{config}, {program}, for {devices} x {target}')
+        records = [record for record in records if record not in before] + [record]
         if args.output:
             write_records(args.output, records)
     print(table(records))
     if args.readme:
         write_file(args.readme, replace_section(args.readme, 'compiled', table(records)))
+    if failed:
+        raise RunError(f'does not compile: {"; ".join(failed)}')
 
 
 if __name__ == '__main__':

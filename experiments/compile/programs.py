@@ -13,6 +13,7 @@ from experiments.compile import targets
 from experiments.compile.measure import Request
 from pnn_jax.config_flag import bind_neighbours, find_config
 from pnn_jax.data.feeds import BATCH_AXIS, LoadedBatch, ResidentBatches, batch_sharding
+from pnn_jax.errors import InputError
 from pnn_jax.evaluate import make_eval_step
 from pnn_jax.models.registry import create_model
 from pnn_jax.optim import create_optimizer, learning_rate_schedule
@@ -51,6 +52,13 @@ def lower(request: Request) -> Any:
     num_steps = STEPS_PER_DISPATCH if request.program == 'train' else 1
     state, fixed = on(trainer.replicated, trainer.shapes)
     return trainer.train_steps.lower(state, fixed, batches(trainer, num_steps))
+
+
+def check_config(name: str) -> None:
+    """Raises InputError where there is no such config, or where the shape of its images is not known here."""
+    data = load_config(Request('', '', name)).data
+    if data.name not in DATA_SHAPES:
+        raise InputError(f'--config={name}: config.data.name={data.name!r} must be one of {", ".join(DATA_SHAPES)}')
 
 
 def load_config(request: Request) -> Any:

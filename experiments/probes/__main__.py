@@ -36,6 +36,7 @@ from experiments.probes.changes import all_changes
 from experiments.probes.network import ProbedNetwork
 from experiments.probes.position import ReadOut, read_out, sampled
 from experiments.probes.results import BATCH_NORMS, DEFAULTS, Count, ProbedRun, Probes, read_probes, table_of
+from experiments.recalibration import with_stored_masks
 from pnn_jax.data import Dataset
 from pnn_jax.data.dataset import Split
 from pnn_jax.errors import InputError, one_line, os_reason
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = run.config.data
         architecture = f'{run.config.model.to_json()} {data.mean} {data.std} {run.num_classes}'
         if architecture not in networks:
-            network = ProbedNetwork(run.model, data.mean, data.std, run.config.model.dtype)
+            network = ProbedNetwork(with_stored_masks(run), data.mean, data.std, run.config.model.dtype)
             networks[architecture] = network, draws_of_masks(run.model, dataset.test.images.shape[1:])
         probes.runs[workdir.name] = probe_run(run, *networks[architecture], dataset, args)
         probes.write(args.json)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -80,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (model, variables, data) in networks.items():
         if not hasattr(model, 'stage_sizes'):
             raise InputError(f'{name}: only residual networks are supported')
-        chosen = dataset.test.images[: args.images]
+        if len(data.mean) != shape[-1]:
+            raise InputError(f'{name}: is a network for images with {len(data.mean)} channel(s), not {shape[-1]}')
+        order = np.random.default_rng(0).permutation(len(dataset.test.images))  # files may store images class by class
+        chosen = dataset.test.images[order[: args.images]]
         images = preprocess(jnp.asarray(chosen), data.mean, data.std, augment='none', dtype=jnp.float32)
         fields[name] = receptive_field(model, variables, images)
 

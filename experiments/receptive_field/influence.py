@@ -13,17 +13,21 @@ import numpy as np
 
 from experiments.plots import plt
 
-LAST_BLOCK = 'stage4_block2'  # of the residual networks; its output is the last feature map
 BATCH_SIZE = 20
 
 
 def receptive_field(model: nn.Module, variables, images: np.ndarray) -> np.ndarray:
-    """The influence [h, w] of every pixel of images [n, h, w, c], scaled so that it sums to 1."""
+    """The influence [h, w] of every pixel of images [n, h, w, c], scaled so that it sums to 1.
+
+    Args:
+        model: a residual network.
+    """
+    last_block = f'stage{len(model.stage_sizes)}_block{model.stage_sizes[-1]}'
 
     def central_feature(images):
-        is_last = lambda module, _: module.name == LAST_BLOCK
+        is_last = lambda module, _: module.name == last_block
         _, kept = model.apply(variables, images, train=False, capture_intermediates=is_last, mutable='intermediates')
-        features = kept['intermediates'][LAST_BLOCK]['__call__'][0]
+        features = kept['intermediates'][last_block]['__call__'][0]
         # In evaluation, images do not affect each other. So the gradient of the sum holds the gradients of all images.
         return features[:, features.shape[1] // 2, features.shape[2] // 2].sum()
 

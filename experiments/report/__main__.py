@@ -210,8 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     context['headline'] = ' '.join(document.markdown('headline.md.jinja', context).split())
     readme = ''
     if args.readme:  # before anything is written, because the file may not have the markers
-        links = {'folder': os.path.relpath(folder, args.readme.parent), 'readme_table': tables.readme_table(found)}
-        links['missing_by_arm'] = ''  # the report names them
+        links = {'folder': os.path.relpath(folder, args.readme.parent), 'missing_by_arm': ''}  # the report names them
+        if found:
+            links['readme_table'] = tables.readme_table(found)
         section = document.markdown('readme.md.jinja', context | links)
         readme = replace_section(args.readme, 'results', section.strip())
     text = document.markdown('report.md.jinja', context)

@@ -211,9 +211,11 @@ def kill_once(phase: str, workdir: Path, cache: Path, rng: random.Random) -> Kil
         shutil.rmtree(workdir, ignore_errors=True)
         kill = draw(phase, rng)
         process = launch(command(workdir), cache, kill)
-        process.communicate()
+        output, _ = process.communicate()
         if process.returncode == -signal.SIGKILL:
             return kill
+        if process.returncode:
+            raise RunError(f'{workdir}: the run ended by itself with exit code {process.returncode}: {output[-2000:]}')
         # The run ended before its moment came. This is no trial, so another moment is drawn.
 
 

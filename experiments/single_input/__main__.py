@@ -61,6 +61,8 @@ def parse(argv: Sequence[str] | None):
     args = parser.parse_args(argv)
     if not math.isfinite(args.level):
         raise InputError(f'--level={args.level}: must be finite')
+    if 0 < args.num_filters < args.outputs and not args.workdir:
+        raise InputError(f'--outputs={args.outputs}: must be at most --num_filters={args.num_filters}')
     args.counts = parse_counts(args.counts)
     return args
 
@@ -73,31 +75,30 @@ def parse_counts(text: str) -> list[int]:
     return counts
 
 
-def scaled(maps: np.ndarray) -> np.ndarray:
-    """Maps [n, h, w, c] as float32, each channel of unit standard deviation, not centred."""
-    maps = maps.astype(np.float32)
-    return maps / np.maximum(maps.std((0, 1, 2)), np.finfo(np.float32).tiny)
+def scaled(fitted: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps [n, h, w, c] as float32, scaled alike, not centred: each channel of `fitted` has unit standard deviation."""
+    deviations = np.maximum(fitted.astype(np.float32).std((0, 1, 2)), np.finfo(np.float32).tiny)
+    return fitted / deviations, held_out / deviations
 
 
 def chosen_images(dataset: Dataset, args) -> tuple[np.ndarray, np.ndarray]:
     """The training images that are fitted, and the test images that nothing is fitted to, scaled alike.
 
-    They are drawn at random, because files and folders may store images class by class.
+    Both are drawn at random, because files and folders may store images class by class.
     """
     if max(args.counts) > len(dataset.train.images):
         raise InputError(f'--counts: {max(args.counts)} is more than the {len(dataset.train.images)} training images')
-    train = dataset.train.images[np.random.default_rng(2).permutation(len(dataset.train.images))[: max(args.counts)]]
-    both = scaled(np.concatenate([train, dataset.test.images[: args.held_out]]))
-    return both[: len(train)], both[len(train) :]
+    some = lambda images, count, seed: images[np.random.default_rng(seed).permutation(len(images))[:count]]
+    return scaled(some(dataset.train.images, max(args.counts), 2), some(dataset.test.images, args.held_out, 3))
 
 
 def targets_of(workdir: Path, dataset: Dataset, args) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
     """Name of the convolution -> the kernel of the first layer before it, if there is one, and its own kernel."""
     channels, width = dataset.train.images.shape[-1], args.num_filters
     if not width:
-        kernel = trained_kernel(workdir, 0, args.outputs)
+        kernel = trained_kernel(workdir, 0, channels, args.outputs)
         return {'random': (None, random_kernel(channels, args.outputs)), 'trained': (None, kernel)}
-    first, second = trained_kernel(workdir, 0, width), trained_kernel(workdir, 1, args.outputs)
+    first, second = trained_kernel(workdir, 0, channels, width), trained_kernel(workdir, 1, width, args.outputs)
     return {
         'random': (random_kernel(channels, width), random_kernel(width, args.outputs)),
         'trained': (first, second),
@@ -119,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     masks = np.random.default_rng(0).uniform(-1, 1, (height, width, inputs, num_masks)).astype(np.float32)
     results = []
     for name, (first, kernel) in targets_of(workdir, dataset, args).items():
-        see = lambda maps, first=first: maps if first is None else scaled(np.maximum(convolve(maps, first), 0))
-        fitted, others = see(images), see(held_out)
+        fitted, others = images, held_out
+        if first is not None:
+            fitted, others = scaled(*(np.maximum(convolve(maps, first), 0) for maps in (images, held_out)))
         results += imitate(name, kernel, fitted, others, Layer(masks, args.level), args.counts, args.steps)
 
     title = (

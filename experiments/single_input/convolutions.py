@@ -28,14 +28,14 @@ def random_kernel(channels: int, outputs: int) -> np.ndarray:
     return np.random.default_rng(1).normal(0, deviation, (3, 3, channels, outputs)).astype(np.float32)
 
 
-def trained_kernel(workdir: Path, number: int, outputs: int) -> np.ndarray:
-    """`outputs` filters of a 3x3 convolution of the run in `workdir`, [3, 3, c, outputs].
+def trained_kernel(workdir: Path, number: int, channels: int, outputs: int) -> np.ndarray:
+    """`outputs` filters of a 3x3 convolution of the run in `workdir`, [3, 3, channels, outputs].
 
     Args:
         number: of the convolution; 0 is the first layer. Only small networks have others that are found.
 
     Raises:
-        InputError: that run has no such convolution, or too few filters.
+        InputError: that run has no such convolution, or it has other channels or too few filters.
     """
     params = load_run(workdir).variables['params']
     name = f'layer{number + 1}' if 'layer1' in params else 'stem'
@@ -45,8 +45,9 @@ def trained_kernel(workdir: Path, number: int, outputs: int) -> np.ndarray:
         kernel = np.asarray((params[name].get('layer') or params[name])['conv']['kernel'])
     except KeyError:
         raise InputError(f'{workdir}: convolution {number + 1} of its network is not found') from None
-    if kernel.shape[:2] != (3, 3) or kernel.shape[-1] < outputs:
-        raise InputError(f'{workdir}: its convolution is {kernel.shape}; [3, 3, c, {outputs} or more] is needed')
+    if kernel.shape[:3] != (3, 3, channels) or kernel.shape[-1] < outputs:
+        needed = f'[3, 3, {channels}, {outputs} or more]'
+        raise InputError(f'{workdir}: its convolution {number + 1} is {list(kernel.shape)}; {needed} is needed')
     return kernel[..., :outputs]
 
 

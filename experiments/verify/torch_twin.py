@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn import functional
 
 from pnn_jax.errors import InputError
-from pnn_jax.pytorch.names import check_supported
 
 # In place exactly where mk utils.py:69-87 is: it decides memory and speed, not values.
 ACTIVATIONS = {
@@ -379,7 +378,14 @@ def build_twin(model_config, num_classes: int, image_size: int, channels: int) -
     Raises:
         InputError: a setting without a PyTorch counterpart, or widths that a grouped combination cannot have.
     """
+    from pnn_jax.pytorch.names import check_supported  # imports jax, whose memory would count as the twin's
+
     check_supported(model_config)
+    return make_twin(model_config, num_classes, image_size, channels)
+
+
+def make_twin(model_config, num_classes: int, image_size: int, channels: int) -> nn.Module:
+    """As `build_twin`, for a config that is known to have a PyTorch counterpart. Does not need jax."""
     return NETWORKS[model_config.name](model_config, num_classes, image_size, channels).apply(weights_init)
 
 

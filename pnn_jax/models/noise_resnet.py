@@ -37,7 +37,7 @@ class NoiseLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         masks = stored_masks(self, x.shape[1:], NOISE_DISTRIBUTIONS[self.noise_type], trainable=self.trainable_masks)
-        x = nn.relu(x + self.noise_level * masks.astype(x.dtype)[None])
+        x = nn.relu(x + float(self.noise_level) * masks.astype(x.dtype)[None])  # a NumPy number would make it float32
         x = TorchBatchNorm(name='norm')(x, train)
         return Conv(self.features, kernel_size=1, use_bias=True, name='conv')(x)
 

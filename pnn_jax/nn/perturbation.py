@@ -177,7 +177,8 @@ class NormalizedPerturbationLayer(PerturbationLayer):
     def respond(self, x: jax.Array, kernel: jax.Array, train: bool) -> jax.Array:
         activation = self.shared_activation()
         masks = self.masks(self.mask_shape(x), train).astype(x.dtype)
-        perturbed = x[..., None] + self.noise_level * masks[None]
+        # A NumPy number would make the sum float32.
+        perturbed = x[..., None] + float(self.noise_level) * masks[None]
         flat = perturbed.reshape(*x.shape[:-1], -1)
         flat = TorchBatchNorm(name='perturbed_norm')(flat, train)
         if activation is not None:

@@ -73,7 +73,9 @@ def _network(content: Any, path: Path) -> Mapping[str, Any] | Module:
         raise InputError(f'{path} holds a {type(content).__name__}, not a state_dict or a model')
     found = {key: value for key, value in content.items() if isinstance(value, Module) or _is_state_dict(value)}
     if not found:
-        key, value = next((key, value) for key, value in content.items() if not _is_tensor(value))
+        key, value = next(((key, value) for key, value in content.items() if not _is_tensor(value)), (None, None))
+        if value is None:
+            raise InputError(f'{path} holds tensors under keys that are no names; save a state_dict or a model')
         raise InputError(
             f'{path}: {key!r} is a {type(value).__name__}, not a tensor; save a state_dict or a model by itself'
         )

@@ -57,6 +57,11 @@ def to_workdir(
     config = merged(checkpoint.architecture, config, given)
     architecture = checkpoint.architecture
     channels = architecture.channels or len(config.data.mean)
+    if channels != len(config.data.mean) or channels != len(config.data.std):
+        raise InputError(
+            f'{source}: is of a network for images with {channels} channel(s), but config.data.mean='
+            f'{config.data.mean}, config.data.std={config.data.std}; give --config=FILE of such images, or these fields'
+        )
     shapes = variable_shapes(config.model, architecture.num_classes, architecture.image_size, channels)
     try:
         variables, num_steps = from_torch(checkpoint.tensors, config.model, shapes)

@@ -181,5 +181,7 @@ def check_supported(config) -> None:
         if field in fields_read(config) and (value := getattr(config, field)) not in kinds.values():
             allowed = ', '.join(kinds.values())
             problems.append(f'config.model.{field}={value!r} has no PyTorch counterpart; allowed: {allowed}')
+    if config.name.startswith('noise_resnet') and config.trainable_masks:  # mk models.py:348-351
+        problems.append('config.model.trainable_masks=True: the noise of noise_resnet is never trained in PyTorch')
     if problems:
         raise InputError('\n'.join(problems))
