@@ -269,7 +269,7 @@ def test_leftovers_of_a_killed_process_are_removed_by_the_next_save(two_steps):
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
-    """A real one where mounting is allowed, else a directory that cannot be written to."""
+    """A real one where mounting is allowed, else a write that fails with its first file."""
     directory = tmp_path / 'disk'
     directory.mkdir()
     mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(directory)]
@@ -280,7 +280,12 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
         checkpointer.save(1, {'a': rng.normal(size=1000)}, {}, accuracy=None)
         checkpointer.wait()
         if not mounted:
-            checkpointer._orbax.save = lambda *args: (_ for _ in ()).throw(OSError(28, 'No space left on device'))
+
+            def full(path, *_):
+                path.with_name(f'{path.name}.orbax-checkpoint-tmp').mkdir()
+                raise OSError(28, 'No space left on device')
+
+            checkpointer._orbax.save = full
         checkpointer.save(2, {'a': rng.normal(size=1_000_000)}, {}, accuracy=None)
         with pytest.raises(RunError, match='step 2 not written .*; the one of step 1 is untouched') as failure:
             checkpointer.wait()

@@ -82,13 +82,25 @@ def test_nonfinite_logits_count_as_wrong_and_are_reported(evaluate):
     result = evaluate(weights, padded_batches(images, labels, BATCH), 7)
     assert (result.num_correct, result.count, result.nonfinite) == (6, 7, 1)
     assert not result.correct[2]
-    assert np.isfinite(result.loss)
+    logits = np.delete(images, 2, 0) @ weights
+    losses = np.log(np.exp(logits).sum(-1)) - logits.max(-1)
+    np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-5)  # over the others
+    total = example_metrics(predict(weights, images), labels, np.ones(7, bool)).sum().compute()
+    np.testing.assert_allclose(total['loss'], losses.mean(), rtol=1e-5)
 
 
 def test_a_lost_example_is_an_error(evaluate):
     images, labels, weights = examples(6)
     with pytest.raises(AssertionError, match='counted 6 examples, 6 of them distinct, where there are 7'):
         evaluate(weights, padded_batches(images, labels, BATCH), 7)
+
+
+def test_an_example_that_is_counted_for_another_is_an_error(evaluate):
+    images, _, weights = examples(2 * BATCH)
+    labels = (images @ weights).argmin(-1).astype(np.int32)  # none is correct, so that the sums agree
+    first, _ = padded_batches(images, labels, BATCH)
+    with pytest.raises(AssertionError, match=f'counted {2 * BATCH} examples, {BATCH} of them distinct'):
+        evaluate(weights, [first, first], 2 * BATCH)
 
 
 def test_ties_are_broken_as_argmax_does():

@@ -153,6 +153,16 @@ def test_masks_are_redrawn_in_training_only():
     assert (plain.apply(variables, x, train=True) == plain.apply(variables, x)).all()
 
 
+def test_a_layer_with_random_slopes_draws_them_in_training():
+    x = images(2, 3, 3, 2)
+    layer = PerturbationLayer(4, 2, activation='rrelu')
+    variables = layer.init(KEYS, x)
+    train = lambda seed: layer.apply(variables, x, train=True, rngs={'activation': jax.random.key(seed)})
+    assert (train(0) == train(0)).all()
+    assert not (train(0) == train(1)).all()
+    assert not (train(0) == layer.apply(variables, x)).all()
+
+
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
 def test_the_result_has_the_dtype_of_the_images(dtype):
     x = jax.ShapeDtypeStruct((2, 3, 3, 2), dtype)

@@ -118,12 +118,12 @@ def test_dropout_keeps_the_expectation_and_drops_what_it_says():
     model = default.get_config().model
     model.update(name='lenet', num_filters=3, dropout_rate=0.25, layer='conv', stem_layer='conv', activation='tanh')
     network = create_model(model, 5)
-    x = jnp.ones((64, 8, 8, 1))
+    x = jax.random.normal(jax.random.key(1), (64, 8, 8, 1))
     variables = network.init({'params': jax.random.key(0)}, x[:1])
 
     @jax.jit
     def intermediates(key):
-        watched = lambda module, _: module.name in ('activation', 'dropout2')
+        watched = lambda module, _: module.name in ('activation', 'dropout1', 'dropout2', 'layer3')
         options = {'mutable': ['batch_stats', 'intermediates'], 'capture_intermediates': watched}
         return network.apply(variables, x, train=True, rngs={'dropout': key}, **options)[1]
 
@@ -133,3 +133,5 @@ def test_dropout_keeps_the_expectation_and_drops_what_it_says():
     kept = np.asarray(after != 0)
     assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / kept.size)
     np.testing.assert_allclose(np.asarray(after)[kept], np.asarray(before)[kept] / 0.75, rtol=1e-6)
+    (first,) = seen['intermediates']['dropout1']['__call__']
+    assert abs((first != 0).mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / first.size)  # tanh is 0 nowhere

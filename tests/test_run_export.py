@@ -15,7 +15,7 @@ import torch
 
 from configs import quickstart
 from experiments.verify import networks, torch_twin
-from pnn_jax import export
+from pnn_jax import convert, export
 from pnn_jax.data import Dataset, Split
 from pnn_jax.errors import InputError
 from pnn_jax.models.registry import create_model
@@ -108,6 +108,22 @@ def test_program_counts_as_the_run_did(finished, exported, dataset):
     run = load_run(finished[0])
     np.testing.assert_allclose(logits, jax.jit(run.predict)(run.variables, images), rtol=2e-6, atol=2e-6)
     np.testing.assert_allclose(network.call(weights, images[:1]), logits[:1], rtol=2e-6, atol=2e-6)
+
+
+def test_the_checkpoint_that_was_asked_for_is_exported(tmp_path, monkeypatch):
+    """To PyTorch likewise."""
+    asked = []
+
+    def load(workdir, checkpoint):
+        asked.append(checkpoint)
+        raise InputError('enough')
+
+    monkeypatch.setattr('pnn_jax.run.export.load_run', load)
+    monkeypatch.setattr('pnn_jax.pytorch.convert.load_run', load)
+    (tmp_path / 'run/checkpoints').mkdir(parents=True)
+    assert export.main([str(tmp_path / 'run'), str(tmp_path / 'out'), '--checkpoint=best']) == 2
+    assert convert.main([str(tmp_path / 'run'), str(tmp_path / 'out.pth'), '--checkpoint=best']) == 2
+    assert asked == ['best', 'best']
 
 
 def test_a_converted_network_is_exported_and_computes_as_pytorch_does(tmp_path, monkeypatch):

@@ -6,8 +6,11 @@ import shutil
 from concurrent.futures import Future
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 from PIL import Image
@@ -15,13 +18,16 @@ from tiny_runs import share_programs
 
 from configs import quickstart
 from pnn_jax.data import Dataset, Split
+from pnn_jax.data.augment import preprocess
 from pnn_jax.data.feeds import BATCH_AXIS, DeviceFeed, StreamFeed
 from pnn_jax.errors import DivergedError, InputError, RunError, StoppedEarly
 from pnn_jax.evaluate_run import evaluate_checkpoint
 from pnn_jax.run.checkpoints import tree_digest
 from pnn_jax.run.provenance import code_digest
 from pnn_jax.run.resume import Saver
-from pnn_jax.train import create_trainer, own_share, train_and_evaluate, train_dispatches
+from pnn_jax.stats import wilson_interval
+from pnn_jax.train import create_trainer, crossed, own_share, train_and_evaluate, train_dispatches
+from pnn_jax.train_step import RANDOM_STREAMS, create_train_state, train_step
 from pnn_jax.trainer import Trainer
 
 
@@ -155,6 +161,9 @@ def test_a_run_leaves_what_it_promises(finished):
     assert result['final_test_correct'] == outcomes[-1].sum()
     assert result['final_test_count'] == 13
     assert result['max_test_accuracy'] == outcomes.mean(1).max()
+    assert result['max_test_epoch'] == outcomes.sum(1).argmax() + 1
+    assert result['final_test_interval_95'] == list(wilson_interval(int(outcomes[-1].sum()), 13, 0.95))
+    assert 'final_test_top5_accuracy' not in result  # with three classes
     assert sum(row['count'] for row in result['per_class'].values()) == 13
     assert result['parameters'] == {'trained': 1427, 'masks': 288, 'frozen': 0}
 
@@ -251,8 +260,8 @@ def test_other_class_names_are_refused(finished, dataset):
 
 
 def test_a_loss_that_is_not_finite_names_its_step(dataset, tmp_path):
-    config = tiny_config(optimizer__name='sgd', optimizer__learning_rate=1e30, log__every_steps=1)
-    with pytest.raises(RunError, match=r'not finite at step [1-4];'):
+    config = tiny_config(optimizer__name='sgd', optimizer__learning_rate=1e30, log__every_steps=4)
+    with pytest.raises(RunError, match='not finite at step 2;'):  # the first one, after the first update
         train_and_evaluate(config, str(tmp_path), dataset=dataset)
 
 
@@ -505,3 +514,103 @@ def test_an_epoch_is_recorded_after_the_checkpoint_before_it_is_on_disk():
     saver = Saver(Recorder(), Recorder(), {}, {'data_digest': ''}, restored=1)
     saver.after_epoch(state, {}, evaluation)
     assert calls == ['wait', 'set_examples', 'append_epoch', 'begin', 'save']
+
+
+# --- what config, seed, epoch and step decide -------------------------------------------------------------------------
+
+
+def test_training_sees_images_as_the_config_says(dataset):
+    trainer = Trainer.create(tiny_config(data__augment='crop_flip', model__dtype='bfloat16'), dataset)
+    images, key, data = dataset.train.images, jax.random.key(3), trainer.config.data
+    expected = preprocess(images, data.mean, data.std, augment='crop_flip', key=key, dtype=jnp.bfloat16)
+    seen = trainer.preprocess(key, images)
+    assert seen.dtype == jnp.bfloat16 and (seen == expected).all()
+    assert not (seen == trainer.preprocess(None, images, augment='none')).all()
+
+
+class Recorder(nn.Module):
+    """Keeps its input and the key of each random stream where batch norms keep their statistics."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        streams = RANDOM_STREAMS[1:]  # `preprocess` gets the first
+        seen = {'input': x} | {name: jax.random.key_data(self.make_rng(name)) for name in streams}
+        for name, value in seen.items():
+            self.variable('batch_stats', name, lambda value=value: value).value = value
+        return x.reshape(len(x), -1)[:, :3] * self.param('scale', nn.initializers.ones, (1, 1))
+
+
+def test_every_step_and_seed_has_random_numbers_of_its_own():
+    model, optimizer, images = Recorder(), optax.sgd(0.1), np.zeros((4, 2, 2, 1), np.uint8)
+    shift = lambda key, images: images + jax.random.uniform(key, images.shape)
+    found = []
+    for seed in (0, 1):
+        key = jax.random.key(seed)
+        variables = model.init(dict.fromkeys(('params', *RANDOM_STREAMS), key), jnp.zeros((4, 2, 2, 1)))
+        state = create_train_state(variables, optimizer, key)
+        for _ in range(2):
+            parts = {'model': model, 'optimizer': optimizer, 'preprocess': shift}
+            state = train_step(state, {}, images, np.zeros(4, np.int32), **parts)
+            found.append(jax.device_get(state.batch_stats))
+    keys = [tuple(step[name]) for step in found for name in RANDOM_STREAMS[1:]]
+    assert len(set(keys)) == len(keys) == 4 * 3
+    assert len({step['input'].tobytes() for step in found}) == 4
+
+
+def test_every_epoch_and_seed_has_an_order_of_its_own(dataset, tmp_path, monkeypatch):
+    asked, batches = [], DeviceFeed.batches
+
+    def spy(self, key, epoch, first_step=0):
+        asked.append((tuple(jax.random.key_data(key).tolist()), epoch))
+        return batches(self, key, epoch, first_step)
+
+    monkeypatch.setattr(DeviceFeed, 'batches', spy)
+    train_and_evaluate(tiny_config(num_seeds=2), tmp_path, dataset=dataset)
+    keys, epochs = zip(*asked, strict=True)
+    assert epochs == (0, 1, 0, 1) and keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def stopped_run(dataset, folder, **changes):
+    """Trains the first step of a run."""
+    asked = iter([''])
+    with pytest.raises(StoppedEarly):
+        train_and_evaluate(tiny_config(**changes), folder, dataset=dataset, should_stop=lambda: next(asked, 'enough'))
+
+
+def test_a_resumed_run_has_the_masks_that_it_began_with(finished, dataset, tmp_path, monkeypatch):
+    """Also where a library has come to draw other ones."""
+    stopped_run(dataset, tmp_path)
+    init = Trainer.init
+    monkeypatch.setattr(Trainer, 'init', lambda self, seed, mask_seed: init(self, seed, mask_seed + 1))
+    train_and_evaluate(tiny_config(), tmp_path, dataset=dataset)
+    (lines, outcomes), (expected, expected_outcomes) = read_run(tmp_path), read_run(finished[0])
+    assert lines == expected and (outcomes == expected_outcomes).all()
+
+
+def test_a_finished_run_with_masks_of_another_is_refused(finished, dataset, tmp_path):
+    shutil.copytree(finished[0], tmp_path / 'run')
+    stopped_run(dataset, tmp_path / 'same')
+    masks = tmp_path / 'run/checkpoints/masks'
+    shutil.rmtree(masks)
+    shutil.copytree(tmp_path / 'same/checkpoints/masks', masks)
+    train_and_evaluate(tiny_config(), tmp_path / 'run', dataset=dataset)  # masks of the same seed are the same
+    stopped_run(dataset, tmp_path / 'other', mask_seed=1)
+    shutil.rmtree(masks)
+    shutil.copytree(tmp_path / 'other/checkpoints/masks', masks)
+    with pytest.raises(RunError, match='noise masks'):
+        train_and_evaluate(tiny_config(), tmp_path / 'run', dataset=dataset)
+
+
+def test_checkpoints_within_an_epoch(dataset, tmp_path):
+    config = tiny_config(checkpoint__every_steps=2, checkpoint__keep=9)
+    train_and_evaluate(config, tmp_path, dataset=dataset)
+    names = [path.name for path in (tmp_path / 'checkpoints').glob('0*')]
+    assert sorted(int(name.rpartition('_')[2]) for name in names) == [2, 4, 6, 8]  # an epoch has 4 steps
+
+
+@pytest.mark.parametrize(
+    ('interval', 'before', 'after', 'expected'),
+    [(5, 4, 9, True), (5, 5, 9, False), (5, 9, 10, True), (5, 4, 5, True), (5, 0, 20, True), (0, 0, 9, False)],
+)
+def test_an_interval_is_crossed_where_a_multiple_of_it_lies_between(interval, before, after, expected):
+    assert crossed(interval, before, after) is expected
