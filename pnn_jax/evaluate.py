@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pnn_jax.errors import InputError
+from pnn_jax.hosts import replicate
 from pnn_jax.metrics import example_metrics
 from pnn_jax.padding import HostBatch, padded_batches
 
@@ -121,6 +123,24 @@ def make_eval_step(predict: Callable, devices: Sequence[jax.Device] | None = Non
     return jax.pmap(eval_step, axis_name='batch', in_axes=(None, 0), out_axes=None, devices=devices)
 
 
+def on_all_devices(variables: Any) -> Any:
+    """Variables with a copy on every device: those of a model whose weights are shared out, or are in NumPy."""
+    devices = jax.devices()
+    sharding = NamedSharding(Mesh(np.array(devices), ('batch',)), PartitionSpec())
+
+    def put(leaf):
+        there = isinstance(leaf, jax.Array) and leaf.is_fully_replicated and leaf.sharding.device_set == set(devices)
+        return leaf if there else replicate(leaf, sharding)
+
+    return jax.tree.map(put, variables)
+
+
+def in_no_mesh(function: Callable, *arguments: Any) -> Any:
+    """Calls a function that is compiled for all devices, also where the caller has set a mesh of its own."""
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+        return function(*arguments)
+
+
 def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
     """Makes evaluate(variables, batches, num_examples) -> Evaluation, which is compiled once per shape of batches.
 
@@ -144,13 +164,16 @@ def make_evaluate(predict: Callable) -> Callable[..., Evaluation]:
         seen = np.zeros(num_examples, bool)
         num_correct = count = nonfinite = 0
         loss = 0.0
-        for totals, outcomes in _fetched(eval_step(variables, batch) for batch in batches):
+        variables = on_all_devices(variables)
+        for totals, outcomes in _fetched(in_no_mesh(eval_step, variables, batch) for batch in batches):
             num_correct += int(totals.correct)
             count += int(totals.count)
             nonfinite += int(totals.nonfinite)
             loss += float(totals.loss)
             valid = outcomes['batch_mask']
             index = outcomes['index'][valid]
+            if index.size and not 0 <= index.min() <= index.max() < num_examples:
+                raise AssertionError(f'an example has index {index.max()}, where there are {num_examples}')
             seen[index] = True
             for name, array in outcomes_of.items():
                 array[index] = outcomes[name][valid]

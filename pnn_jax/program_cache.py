@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import time
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -81,10 +82,10 @@ def remove_damaged(programs: Path) -> None:
     other_formats = _FIRST_BYTES - {compress_executable(b'')[:1]}
 
     checked = programs / _CHECKED
-    with contextlib.suppress(OSError):  # another process removes them at the same time; the folder cannot be written
-        since = checked.stat().st_mtime if checked.exists() else 0.0
-        checked.touch()  # first, so that what is written meanwhile is checked next time
-        for file in programs.glob('*-cache'):
+    began = time.time()  # what is written from now on is checked next time
+    since = checked.stat().st_mtime if checked.exists() else 0.0
+    for file in programs.glob('*-cache'):
+        with contextlib.suppress(OSError):  # another process removes it at the same time, or it is another user's
             if file.stat().st_mtime < since:
                 continue
             content = file.read_bytes()
@@ -94,6 +95,9 @@ def remove_damaged(programs: Path) -> None:
                 decompress_executable(content)
             except Exception:  # noqa: BLE001  (zlib's or zstd's error, whichever jax uses)
                 file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder cannot be written
+        checked.touch()
+        os.utime(checked, (began, began))
 
 
 def remove_oldest(root: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -101,12 +105,15 @@ def remove_oldest(root: Path, max_bytes: int = MAX_BYTES) -> None:
 
     JAX can limit its cache itself, but then takes a lock for every program that it reads.
     """
-    with contextlib.suppress(OSError):  # another process removes them at the same time, and so does this work
-        files = [(file, file.stat()) for file in root.glob('jax-*/*-cache')]
-        files.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime))
-        excess = sum(status.st_size for _, status in files) - max_bytes
-        for file, status in files:
-            if excess <= 0:
-                return
+    files = []
+    for file in root.glob('jax-*/*-cache'):
+        with contextlib.suppress(OSError):  # another process removes it at the same time
+            files.append((file, file.stat()))
+    files.sort(key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime))
+    excess = sum(status.st_size for _, status in files) - max_bytes
+    for file, status in files:
+        if excess <= 0:
+            return
+        with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
-            excess -= status.st_size
+        excess -= status.st_size

@@ -120,7 +120,7 @@ def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
         InputError: the config or data set is not valid, or the network cannot be trained on it.
     """
     check_writers(config)
-    if isinstance(dataset, Dataset):
+    if dataset is not None:
         check_is_dataset_of(config.data, dataset)
     trainer = Trainer.create(config, dataset)
     if config.seeds_at_once > 1 and isinstance(trainer.feed, StreamFeed):
@@ -135,13 +135,20 @@ def create_trainer(config, dataset: Dataset | Stream | None = None) -> Trainer:
     return trainer
 
 
-def check_is_dataset_of(data_config, dataset: Dataset) -> None:
+def check_is_dataset_of(data_config, dataset: Dataset | Stream) -> None:
     """Raises InputError where a data set that was given cannot be trained and evaluated on as `config.data` says."""
     wanted = added_field(data_config, 'validation_examples')
     if wanted and dataset.validation is None:
         raise InputError(f'config.data.validation_examples={wanted}: the data set that was given has none')
-    if data_config.augment == 'resized_crop_flip':
-        raise InputError("config.data.augment='resized_crop_flip': only for streamed sources")
+    if isinstance(dataset, Dataset):
+        if data_config.augment == 'resized_crop_flip':
+            raise InputError("config.data.augment='resized_crop_flip': only for streamed sources")
+        return
+    for field in ('augment', 'image_size'):
+        if data_config[field] != getattr(dataset, field):
+            raise InputError(
+                f'config.data.{field}={data_config[field]!r}: the stream that was given has {getattr(dataset, field)!r}'
+            )
 
 
 def _without_seeds(config) -> dict:

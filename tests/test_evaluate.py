@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pnn_jax.errors import InputError
 from pnn_jax.evaluate import evaluate_exactly, make_evaluate, padded_batches, per_class_table
@@ -87,6 +88,26 @@ def test_nonfinite_logits_count_as_wrong_and_are_reported(evaluate):
     np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-5)  # over the others
     total = example_metrics(predict(weights, images), labels, np.ones(7, bool)).sum().compute()
     np.testing.assert_allclose(total['loss'], losses.mean(), rtol=1e-5)
+
+
+def test_weights_and_meshes_of_the_caller(evaluate):
+    """Weights that are shared out over the devices, and a mesh that the caller has set."""
+    images, labels, weights = examples(101)
+    batches = lambda: padded_batches(images, labels, BATCH)
+    expected = evaluate(weights, batches(), 101)
+    for size in (1, 2):
+        mesh = jax.make_mesh((size,), ('data',), devices=jax.devices()[:size])
+        shared_out = jax.device_put(weights, NamedSharding(mesh, PartitionSpec('data')))
+        np.testing.assert_array_equal(evaluate(shared_out, batches(), 101).correct, expected.correct)
+        with jax.set_mesh(mesh):
+            np.testing.assert_array_equal(evaluate(weights, batches(), 101).correct, expected.correct)
+            np.testing.assert_array_equal(evaluate(shared_out, batches(), 101).correct, expected.correct)
+
+
+def test_more_examples_than_there_are_is_an_error(evaluate):
+    images, labels, weights = examples(7)
+    with pytest.raises(AssertionError, match='an example has index 6, where there are 5'):
+        evaluate(weights, padded_batches(images, labels, BATCH), 5)
 
 
 def test_a_lost_example_is_an_error(evaluate):

@@ -4,6 +4,8 @@ import importlib
 from functools import partial
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import default
@@ -128,6 +130,27 @@ def test_mask_seed_and_weight_seed_are_independent():
     assert not same(first['noise_masks'], other_masks['noise_masks'])
     assert same(first['noise_masks'], other_weights['noise_masks'])
     assert not same(first['params'], other_weights['params'])
+
+
+def test_variables_can_be_initialised_in_a_program_of_the_caller():
+    config = default.get_config().model
+    config.update(name='lenet', num_filters=4, num_masks=2)
+    model = create_model(config, 3)
+    init = lambda key: init_variables(model, (8, 8, 1), key=key, mask_key=key)
+    expected = init(jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, expected)
+    for leaf, other in zip(*map(jax.tree.leaves, (jax.jit(init)(jax.random.key(0)), expected)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-8)  # compiled by other rules
+
+
+@pytest.mark.parametrize('name', ['lenet', 'answer_resnet18'])
+def test_a_batch_may_be_empty(name):
+    config = default.get_config().model
+    config.update(name=name, num_filters=6, num_masks=2)
+    model = create_model(config, 3)
+    variables, no_images = variable_shapes(model, (32, 32, 3)), jnp.zeros((0, 32, 32, 3))
+    assert jax.eval_shape(lambda variables: model.apply(variables, no_images), variables).shape == (0, 3)
 
 
 def test_trained_masks_start_at_the_values_of_fixed_ones():

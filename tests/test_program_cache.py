@@ -82,6 +82,22 @@ def test_folder_is_that_of_one_jax_and_one_processor(monkeypatch, tmp_path):
     assert folder_of_machine(tmp_path).parent == tmp_path  # other systems
 
 
+def test_a_program_that_cannot_be_read_does_not_hide_a_damaged_one(monkeypatch, tmp_path):
+    for name in ('a', 'b', 'c'):
+        (tmp_path / f'{name}-cache').write_bytes(b'cut off')
+    read, refused = program_cache.Path.read_bytes, []
+
+    def of_somebody_else(path):
+        if not refused:
+            refused.append(path)
+            raise PermissionError(13, 'Permission denied')
+        return read(path)
+
+    monkeypatch.setattr(program_cache.Path, 'read_bytes', of_somebody_else)
+    program_cache.remove_damaged(tmp_path)
+    assert list(tmp_path.glob('*-cache')) == refused
+
+
 @hypothesis.given(
     sizes=strategies.lists(strategies.integers(0, 50), max_size=8),
     max_bytes=strategies.integers(0, 200),

@@ -1,8 +1,11 @@
 """What the registry concludes about networks that are added later."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from configs import default
+from pnn_jax.errors import InputError
 from pnn_jax.models import registry
 from pnn_jax.models.registry import ModelEntry
 
@@ -23,3 +26,27 @@ def test_conflicts_are_found_in_a_network_that_has_one_kind_of_layer(monkeypatch
         ('redraw_masks', 'only noise masks can be redrawn, not filters')
     ]
     assert list(registry.conflicts(model_with(**changes | {kind: 'perturbation', other: 'random_filters'}))) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'lines'),
+    [
+        ({'name': 'lenet', 'pooling': 'Max'}, ["pooling='Max': must be one of max, avg (did you mean 'max'?)"]),
+        ({'name': 'lenet', 'dropout_rate': 1.5}, ['dropout_rate=1.5: must be at least 0 and below 1']),
+        ({'name': 'noise_resnet18', 'noise_level': -1.0}, ['noise_level=-1.0: must be finite and at least 0']),
+        ({'name': 'noise_resnet18', 'noise_type': 'unifrom'}, ["noise_type='unifrom': must be one of "]),
+        ({'name': 'perturb_resnet18', 'layer': 'con'}, ["layer='con': must be one of "]),
+        ({'name': 'answer_resnet18', 'stem_layer': 'shift'}, ["stem_layer='shift': "]),
+        ({'name': 'lenet', 'num_masks': 0, 'activation': 'rel'}, ["activation='rel': ", 'num_masks=0: ']),
+    ],
+)
+def test_options_that_are_not_allowed_build_no_network(changes, lines):
+    with pytest.raises(InputError) as error:
+        registry.create_model(model_with(**changes), 10)
+    found = str(error.value).splitlines()
+    assert len(found) == len(lines)
+    assert all(line.startswith(f'config.model.{start}') for line, start in zip(found, lines, strict=True)), found
+
+
+def test_what_a_network_does_not_read_may_be_anything():
+    registry.create_model(SimpleNamespace(name='resnet18', num_filters=8, num_masks=0, layer='none'), 10)

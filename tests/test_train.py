@@ -394,6 +394,18 @@ def test_data_that_are_given_are_checked_and_known_again(dataset, tmp_path):
             create_trainer(tiny_config(**changes), dataclasses.replace(given, train=split))
 
 
+def test_a_stream_that_is_given_must_be_that_of_the_config():
+    config = tiny_config(data__image_size=8, data__augment='none', data__validation_examples=5)
+    for stream, message in (
+        ({'augment': 'crop_flip'}, r"augment='none': the stream that was given has 'crop_flip'"),
+        ({'image_size': 9}, 'image_size=8: the stream that was given has 9'),
+        ({'validation': None}, 'validation_examples=5: the data set that was given has none'),
+    ):
+        given = SimpleNamespace(**{'augment': 'none', 'image_size': 8, 'validation': object()} | stream)
+        with pytest.raises(InputError, match=message):
+            create_trainer(config, given)
+
+
 def test_evaluation_refuses_classes_in_another_order(finished, dataset, tmp_path, capsys):
     folder = finished[0]
     with pytest.raises(InputError, match=r"class 'b' had label 1 in the training data, and has 0 in config\.data"):

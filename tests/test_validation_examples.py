@@ -9,6 +9,7 @@ from test_train import dataset, tiny_config  # noqa: F401  (a fixture)
 
 from pnn_jax.data import Split
 from pnn_jax.errors import InputError
+from pnn_jax.run.export import export_run
 from pnn_jax.run.load import load_run
 from pnn_jax.run.result import describe_epoch
 from pnn_jax.run.workdir import Workdir
@@ -53,6 +54,15 @@ def test_epochs_are_evaluated_on_validation_examples_and_the_test_set_is_read_on
     assert not any(name.startswith('max_test') for name in result)
     assert (result['dataset']['validation_examples'], result['dataset']['test_examples']) == (11, 13)
     assert load_run(workdir).accuracy == history[-1]['validation_accuracy']
+
+
+def test_an_export_names_the_examples_that_its_accuracy_is_of(finished, tmp_path):
+    """The data set was given; its config asks for no validation examples."""
+    workdir, result, _ = finished
+    export_run(workdir, tmp_path / 'exported')
+    description = json.loads((tmp_path / 'exported/export.json').read_text())
+    assert description['validation_accuracy'] == result['final_validation_accuracy']
+    assert 'test_accuracy' not in description
 
 
 def test_outcomes_of_both_sets_are_kept(finished, with_validation):

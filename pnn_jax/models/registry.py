@@ -207,11 +207,26 @@ def create_model(config, num_classes: int) -> nn.Module:
         num_classes: number of logits.
 
     Raises:
-        InputError: the name is unknown. Options are checked when the network is initialised.
+        InputError: one line for the name, or for each option that is not allowed.
     """
+    check_model(config)
+    return MODELS[config.name].build(config, num_classes)
+
+
+def check_model(config) -> None:
+    """Raises InputError as `create_model`."""
     if config.name not in MODELS:
         raise InputError(f'config.model.name={config.name!r}: must be one of {", ".join(MODELS)}')
-    return MODELS[config.name].build(config, num_classes)
+    values = SimpleNamespace(**{name: getattr(config, name, field.default) for name, field in OPTIONS.items()})
+    values.name = config.name
+    rules: dict[str, Option] = {name: field.metadata['option'] for name, field in OPTIONS.items()}
+    kinds = [name for name in ('layer', 'stem_layer') if name in MODELS[config.name].fields]
+    problems = [(name, rules[name].problem(getattr(values, name))) for name in kinds]
+    if not any(problem for _, problem in problems):  # else it is not known what else is read
+        problems = [(name, rules[name].problem(getattr(values, name))) for name in sorted(fields_read(values))]
+        problems += conflicts(values)
+    if lines := [f'config.model.{name}={getattr(values, name)!r}: {why}' for name, why in problems if why]:
+        raise InputError('\n'.join(lines))
 
 
 # --- facts about a config ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """LeNet and CifarNet of the audit (michaelklachko/pnn.pytorch@08865db models.py:200-333), with any kind of layer."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -54,7 +55,7 @@ class SmallNet(nn.Module):
         if 0 in x.shape[1:3]:
             raise InputError('the images are too small for this network: nothing is left after its poolings')
         # Flattened in torch's order (channel, row, column), so that linear weights need no reordering on conversion.
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name='dropout1')(x)
         x = TorchBatchNorm(name='norm')(Linear(self.hidden_features, name='linear1')(x), train)
         x = Activation(self.activation, name='activation')(x, train)

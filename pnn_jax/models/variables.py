@@ -39,5 +39,8 @@ def init_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.A
     step.
     """
     draw = lambda key, mask_key: draw_variables(model, image_shape, key=key, mask_key=mask_key)
-    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    traced = isinstance(key, jax.core.Tracer) or isinstance(
+        mask_key, jax.core.Tracer
+    )  # then the caller's program has it
+    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' and not traced else None
     return jax.jit(draw, compiler_options=options)(key, mask_key)

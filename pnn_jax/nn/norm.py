@@ -90,8 +90,8 @@ class TorchBatchNorm(nn.Module):
         """Returns an array of x's shape and dtype.
 
         Raises:
-            SingleValueError: in training, where x has one value per channel. Every output would be `bias`, so that
-                nothing in front of the norm could learn. torch refuses it too.
+            SingleValueError: in training, where x has one value per channel or none. Every output would be `bias`, so
+                that nothing in front of the norm could learn. torch refuses it too.
         """
         channels = x.shape[-1]
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
@@ -104,7 +104,7 @@ class TorchBatchNorm(nn.Module):
         y, mean, var = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             count = x.size // channels
-            if count == 1:
+            if count < 2:
                 name = '/'.join(self.path) or type(self).__name__
                 raise SingleValueError(
                     f'batch norm {name!r} needs more than one value per channel in training, got an input of shape '

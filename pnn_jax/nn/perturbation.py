@@ -5,6 +5,7 @@ optionally, a second 1x1 convolution: `PerturbLayer` of the audit. `NormalizedPe
 first layer of the authors' answer.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -179,7 +180,7 @@ class NormalizedPerturbationLayer(PerturbationLayer):
         masks = self.masks(self.mask_shape(x), train).astype(x.dtype)
         # A NumPy number would make the sum float32.
         perturbed = x[..., None] + float(self.noise_level) * masks[None]
-        flat = perturbed.reshape(*x.shape[:-1], -1)
+        flat = perturbed.reshape(*x.shape[:-1], math.prod(perturbed.shape[-2:]))  # -1 would not do for no images
         flat = TorchBatchNorm(name='perturbed_norm')(flat, train)
         if activation is not None:
             flat = activation(flat, train)
@@ -197,7 +198,7 @@ class PerturbationUnit(nn.Module):
         layer: `PerturbationLayer` or a subclass, not an instance of it. The unit calls it with features and activation;
             set other options with functools.partial: `partial(PerturbationLayer, num_masks=4)`.
         features: output channels.
-        activation: as in `PerturbationLayer`, but not None.
+        activation: a name or a function, as in `PerturbationLayer`; not None, and not an `Activation`.
         activate_after_noise: use the activation between perturbation and combination too. The audit's first layer does
             not (mk models.py:158-165).
         mix_channels: adds a 1x1 convolution over all channels, batch norm and activation (`mix_maps` in mk).

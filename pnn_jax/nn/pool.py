@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pnn_jax.errors import InputError
+
 POOLINGS = ('max', 'avg')
 
 
@@ -19,7 +21,12 @@ def pool(x: jax.Array, kind: str, window: int, stride: int, padding: int = 0) ->
 
     Returns:
         [b, h', w', c] with h' = (h + 2 * padding - window) // stride + 1. Windows that do not fit are dropped.
+
+    Raises:
+        InputError: there is no such kind.
     """
+    if kind not in POOLINGS:
+        raise InputError(f'kind={kind!r}: must be one of {", ".join(POOLINGS)}')
     if kind == 'max' and window == stride <= 11 and padding == 0:  # 11 * 11 positions fit into int8
         return _max_pool_tiles(x, window)
     shape, strides, pads = (window, window), (stride, stride), ((padding, padding), (padding, padding))

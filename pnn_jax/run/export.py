@@ -32,7 +32,7 @@ from pnn_jax.extras import missing_library
 from pnn_jax.paths import replace_file
 from pnn_jax.run.load import Run, flat, load_run, nested
 from pnn_jax.run.provenance import provenance
-from pnn_jax.run.result import versions
+from pnn_jax.run.result import evaluated_split, versions
 from pnn_jax.run.workdir import read_json
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -113,7 +113,8 @@ def _images_and_classes(run: Run) -> tuple[tuple[int, ...], list[str] | None]:
 def _description(
     run: Run, image_shape: tuple[int, ...], class_names: list[str] | None, checkpoint: str
 ) -> dict[str, Any]:
-    split = 'validation' if run.config.data.validation_examples else 'test'  # what its epochs were evaluated on
+    lines = run.path / 'metrics.jsonl'  # which a converted network does not have
+    split = evaluated_split(json.loads(lines.read_text().splitlines()[-1])) if lines.exists() else 'test'
     return {
         'checkpoint': checkpoint,
         'step': run.step,
