@@ -85,3 +85,12 @@ def test_public_names_exist_and_have_docstrings():
         assert name == '__version__' or value.__doc__, name
     with pytest.raises(AttributeError, match='no attribute'):
         pnn_jax.no_such_name  # noqa: B018
+
+
+def test_the_readme_says_what_every_report_says():
+    """The reports are made from records; so is the first of these headlines here, but not the others."""
+    reports = sorted((ROOT / 'experiments/results').glob('*/report/report.md'))
+    headlines = [line for path in reports for line in path.read_text().splitlines() if line.startswith('> ')]
+    assert len(headlines) == len(reports) >= 2
+    text = (ROOT / 'README.md').read_text()
+    assert all(line in text for line in headlines)
