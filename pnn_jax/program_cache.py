@@ -83,7 +83,9 @@ def remove_damaged(programs: Path) -> None:
 
     checked = programs / _CHECKED
     began = time.time()  # what is written from now on is checked next time
-    since = checked.stat().st_mtime if checked.exists() else 0.0
+    since = 0.0
+    with contextlib.suppress(OSError):  # there is none yet
+        since = checked.stat().st_mtime
     for file in programs.glob('*-cache'):
         with contextlib.suppress(OSError):  # another process removes it at the same time, or it is another user's
             if file.stat().st_mtime < since:

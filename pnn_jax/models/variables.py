@@ -39,8 +39,6 @@ def init_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.A
     step.
     """
     draw = lambda key, mask_key: draw_variables(model, image_shape, key=key, mask_key=mask_key)
-    traced = isinstance(key, jax.core.Tracer) or isinstance(
-        mask_key, jax.core.Tracer
-    )  # then the caller's program has it
+    traced = any(isinstance(one, jax.core.Tracer) for one in (key, mask_key))  # in a program of the caller: no options
     options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' and not traced else None
     return jax.jit(draw, compiler_options=options)(key, mask_key)

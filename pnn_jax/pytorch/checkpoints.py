@@ -73,12 +73,11 @@ def _network(content: Any, path: Path) -> Mapping[str, Any] | Module:
         raise InputError(f'{path} holds a {type(content).__name__}, not a state_dict or a model')
     found = {key: value for key, value in content.items() if isinstance(value, Module) or _is_state_dict(value)}
     if not found:
-        key, value = next(((key, value) for key, value in content.items() if not _is_tensor(value)), (None, None))
-        if value is None:
-            raise InputError(f'{path} holds tensors under keys that are no names; save a state_dict or a model')
-        raise InputError(
-            f'{path}: {key!r} is a {type(value).__name__}, not a tensor; save a state_dict or a model by itself'
-        )
+        for key, value in content.items():
+            if not _is_tensor(value):
+                kind = type(value).__name__
+                raise InputError(f'{path}: {key!r} is a {kind}, not a tensor; save a state_dict or a model by itself')
+        raise InputError(f'{path} holds tensors under keys that are no names; save a state_dict or a model')
     others = [key for key, value in content.items() if key not in found and _may_be_network(value)]
     if len(found) + len(others) > 1:
         first, second = [*found, *others][:2]
