@@ -84,13 +84,14 @@ def checked(dataset: Dataset) -> Dataset:
         InputError: it breaks a rule of `make_split` or `check_class_names`.
     """
     check_class_names(dataset.class_names, dataset.name)
-    names = {'train': 'training', 'test': 'test', 'validation': 'validation'}
-    splits = {
-        field: make_split(split.images, split.labels, len(dataset.class_names), f'{dataset.name}, {name} set')
-        for field, name in names.items()
-        if (split := getattr(dataset, field)) is not None
-    }
-    return dataclasses.replace(dataset, **splits, digest=dataset.digest or digest_of(*splits.values()))
+
+    def checked_split(split: Split, name: str) -> Split:
+        return make_split(split.images, split.labels, len(dataset.class_names), f'{dataset.name}, {name} set')
+
+    train, test = checked_split(dataset.train, 'training'), checked_split(dataset.test, 'test')
+    validation = dataset.validation and checked_split(dataset.validation, 'validation')
+    digest = dataset.digest or digest_of(train, test, *([validation] if validation else []))
+    return dataclasses.replace(dataset, train=train, test=test, validation=validation, digest=digest)
 
 
 def load_data(data_config) -> Dataset | Stream:

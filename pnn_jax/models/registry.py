@@ -220,8 +220,8 @@ def check_model(config) -> None:
     values = SimpleNamespace(**{name: getattr(config, name, field.default) for name, field in OPTIONS.items()})
     values.name = config.name
     rules: dict[str, Option] = {name: field.metadata['option'] for name, field in OPTIONS.items()}
-    kinds = [name for name in ('layer', 'stem_layer') if name in MODELS[config.name].fields]
-    problems = [(name, rules[name].problem(getattr(values, name))) for name in kinds]
+    kinds = sorted({'layer', 'stem_layer'} & MODELS[config.name].fields)
+    problems: list[Conflict] = [(name, rules[name].problem(getattr(values, name))) for name in kinds]
     if not any(problem for _, problem in problems):  # else it is not known what else is read
         problems = [(name, rules[name].problem(getattr(values, name))) for name in sorted(fields_read(values))]
         problems += conflicts(values)
