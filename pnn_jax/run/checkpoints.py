@@ -370,7 +370,7 @@ class Checkpointer:
         try:
             return self._read_record(entry.path)['accuracy']
         except Damaged as damage:
-            if entry.path.exists():  # else a run in progress has removed it
+            if os.path.lexists(entry.path):  # else a run in progress has removed it
                 self._damaged[entry.path] = str(damage)
             return None
 
@@ -385,7 +385,7 @@ class Checkpointer:
             scored = [(accuracy, entry) for accuracy, entry in pairs if accuracy is not None]
             order = damaged + [entry for _, entry in sorted(scored, key=lambda pair: (-pair[0], pair[1].sequence))]
             if not order:
-                if not all(entry.path.exists() for entry in entries):  # as below
+                if not all(os.path.lexists(entry.path) for entry in entries):  # as below
                     return self._read_first_good(which)
                 raise RunError(f'no checkpoint in {self._directory} has a finite accuracy, so none of them is the best')
         elif which != 'latest':
@@ -400,7 +400,7 @@ class Checkpointer:
                     raise Damaged(f'it is of step {record["step"]}')
                 return arrays, record
             except Damaged as damage:
-                if not entry.path.exists():  # a run in progress has saved another one and removed this
+                if not os.path.lexists(entry.path):  # a run in progress has saved another one and removed this
                     return self._read_first_good(which)
                 self._damaged[entry.path] = str(damage)
                 logging.warning('checkpoint %s is damaged and skipped: %s', entry.path, damage)
