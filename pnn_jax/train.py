@@ -56,8 +56,8 @@ def train_and_evaluate(
         workdir: the folder for all files of the run. With several seeds, each has a folder `seed_<seed>` in it.
         should_stop: returns the reason to stop, or '' to continue. It is called between steps, and between
             batches of evaluation. When it returns a reason, the state is saved and StoppedEarly is raised.
-        dataset: data that are loaded already; None loads what `config.data` says. What `config.data` says besides of
-            normalisation and augmentation then has no effect.
+        dataset: data that are loaded already; None loads what `config.data` says. Of `config.data`, only normalisation
+            and augmentation then have an effect.
         trainer: what `create_trainer` made of a config that differs in its seeds alone, so that several runs share its
             data and compiled programs; None makes one.
         lock: keep other processes out of the workdir; see `Workdir.open`.

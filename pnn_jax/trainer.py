@@ -65,7 +65,10 @@ class Trainer:
         """
         validate_config(config)
         check_platform(config.platform)
-        data = read_data(config.data) if data is None else checked(data) if isinstance(data, Dataset) else data
+        if data is None:
+            data = read_data(config.data)
+        elif isinstance(data, Dataset):
+            data = checked(data)
         # In the order of `jax.devices()`, as the evaluation's pmap and the hosts' parts of a batch.
         mesh = Mesh(np.array(jax.devices()), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
         feed = create_feed(data, mesh, config)

@@ -75,6 +75,15 @@ def test_a_side_that_fails_does_not_stop_the_others(monkeypatch, when):
     assert list(found) == ['ours', 'torch'] and failures == ['torch_compile: out of memory']
 
 
+def test_each_side_sees_as_many_gpus_as_are_compared(monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert (turns.gpus(1), turns.gpus(4)) == ('0', '0,1,2,3')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+    assert (turns.gpus(1), turns.gpus(4)) == ('2', '2,3')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert turns.gpus(1) == ''
+
+
 def test_a_peer_on_a_cpu_is_not_compared_with_an_accelerator(monkeypatch, tmp_path, capsys):
     machines = {'ours': 'NVIDIA H100, 16 cores', 'torch': 'cpu, 16 threads', 'torch_compile': 'NVIDIA H100, torch'}
     found = {name: Measurement(machine, 16, 1.0, 0.2, 0.2, 100.0) for name, machine in machines.items()}

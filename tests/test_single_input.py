@@ -10,6 +10,7 @@ from experiments.receptive_field import influence
 from experiments.receptive_field.__main__ import main as receptive_field_main
 from experiments.single_input import convolutions, layer
 from experiments.single_input.__main__ import main as single_input_main
+from experiments.single_input.__main__ import scaled
 from pnn_jax.nn.conv import Conv
 from pnn_jax.nn.pool import pool
 
@@ -57,6 +58,12 @@ def test_gradient_descent_on_masks_improves_on_fixed_ones():
     before = layer.relative_residual(IMAGES[:4], targets, perturbation, weights)
     trained, weights = layer.descend(IMAGES[:4], targets, perturbation, weights, steps=300)
     assert layer.relative_residual(IMAGES[:4], targets, trained, weights) < 0.9 * before
+
+
+def test_held_out_maps_are_scaled_as_the_fitted_ones():
+    fitted, held_out = scaled(IMAGES[:4] * [1, 10], 3 * IMAGES[4:])
+    np.testing.assert_allclose(fitted.std((0, 1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(held_out, 3 * IMAGES[4:] / (IMAGES[:4] * [1, 10]).std((0, 1, 2)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

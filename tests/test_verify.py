@@ -147,3 +147,8 @@ def test_a_mode_that_needs_a_config_says_so(tmp_path, capsys):
     assert '--config=FILE is missing' in capsys.readouterr().err
     assert exit_code(verify_main.main, ['--peer', '--config=configs/no_noise.py', '--config.model.depth=3']) == 2
     assert capsys.readouterr().err == "error: unknown config field: 'depth'\n"
+
+
+def test_networks_are_compared_without_dropout(capsys):
+    assert verify_main.config_of(['--config=configs/lenet_mnist.py']).model.dropout_rate == 0
+    assert capsys.readouterr().out.startswith('config.model.dropout_rate=0.5: compared with 0')
