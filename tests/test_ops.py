@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pnn_jax.errors import InputError
 from pnn_jax.nn.activations import ACTIVATIONS, RRELU_BOUNDS
@@ -111,6 +111,42 @@ def test_implementations_equal_the_reference_for_any_shape(shape, num_masks, out
     with jax.enable_x64(True):
         arguments = random_arguments(shape, num_masks=num_masks, outputs=outputs, share_masks=share_masks)
         compare_with_reference(arguments, FUSED, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'num_masks', 'values'),
+    [
+        ((35, 8, 8, 3), 6, 1),  # 3 groups of images, the last padded, and 2 blocks of pixels
+        ((35, 3, 5, 3), 6, 1),  # 3 groups of images and 1 block of 15 pixels
+        ((35, 8, 8, 3), 40, 2048),  # 1 group of 48 images, and 2 groups of masks
+        ((4, 7, 7, 2), 37, 2048),  # a block of 49 pixels, and 37 groups of masks
+    ],
+)
+@pytest.mark.parametrize('share_masks', [False, True])
+def test_blocks_of_the_cpu_equal_the_reference(shape, num_masks, values, share_masks, monkeypatch):
+    monkeypatch.setattr(cpu, 'VALUES_PER_PIXEL', values)
+    with jax.enable_x64(True):
+        arguments = random_arguments(shape, num_masks=num_masks, outputs=2, share_masks=share_masks)
+        compare_with_reference(arguments, ['cpu'], activation='prelu')
+
+
+def test_shards_of_the_batch_stay_on_their_devices():
+    """The loop of the CPU is over groups of images, none of which may come from another device."""
+    with jax.enable_x64(True):
+        arguments = random_arguments((64, 8, 8, 80), num_masks=4, outputs=1, share_masks=False)
+        x, masks, weights, y_bar = map(jnp.asarray, arguments)
+
+        def run(x, y_bar):
+            op = partial(perturb_combine, noise_level=0.5, activation='relu', implementation='cpu')
+            y, pullback = jax.vjp(lambda x, weights: op(x, masks, weights), x, weights)
+            return y, pullback(y_bar)
+
+        mesh = jax.make_mesh((4,), ('batch',), axis_types=(AxisType.Auto,))
+        sharded = [jax.device_put(a, NamedSharding(mesh, PartitionSpec('batch'))) for a in (x, y_bar)]
+        program = jax.jit(run).lower(*sharded).compile()
+        assert not re.findall(r' (?:all-gather|all-to-all|collective-permute)(?:-start)?\(', program.as_text())
+        assert ' all-reduce(' in program.as_text()  # the gradient of the weights
+        assert_same(program(*sharded), jax.jit(run)(x, y_bar), 1e-10)
 
 
 def test_reference_equals_loops_over_everything():
@@ -320,7 +356,9 @@ def test_memory_does_not_grow_with_copies_of_the_input():
 
 def test_gradient_of_fixed_masks_costs_nothing():
     fixed, trained = (compiled_gradient(perturb_combine, 8, of_masks=of_masks)[0] for of_masks in (False, True))
-    assert fixed.cost_analysis()['flops'] < 0.8 * trained.cost_analysis()['flops']
+    loops = [len(re.findall(r' while\(', program.as_text())) for program in (fixed, trained)]
+    assert loops == [2, 4]  # those over masks and over images, inside the one over blocks, are gone
+    assert fixed.cost_analysis()['flops'] < 0.9 * trained.cost_analysis()['flops']
 
 
 @pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])

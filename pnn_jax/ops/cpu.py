@@ -1,32 +1,50 @@
 """The perturbation operation for CPUs, tuned on AVX-512 (vector registers of 16 float32 values).
 
-The layout decides the speed. Inside, the batch is the last axis and pixels are the first: a vector register then holds
-16 images of one pixel and channel, for which masks and weights are scalars. The masks are read once, in the order in
-which they are stored. All arithmetic is elementwise. This includes the gradient of the weights, which sums over pixels
-and keeps the images of the batch apart until the end: XLA vectorizes elementwise arithmetic well, and reductions badly.
+The layout decides the speed. Inside, the images of the batch are the last axis: a vector register then holds 16 images
+of one pixel and channel, for which masks and weights are scalars. The loop takes blocks of a few pixels of some images,
+which stay in the cache: it transposes a block, applies all masks to it, and transposes the result back. To transpose
+whole arrays takes longer than to apply the masks.
+
+All arithmetic is elementwise. This includes the gradient of the weights, which sums over pixels and keeps the images
+of a block apart until the end: XLA vectorizes elementwise arithmetic well, and reductions badly.
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
-# Each loop below handles a group per iteration, as one fused expression without a loop inside. Larger groups keep more
-# values in registers, at the price of compile time. Groups of pixels matter for the gradient of the weights, groups of
-# masks for the sum over masks. A group is the largest divisor up to these sizes, so a prime number of pixels or
-# masks gets groups of one and is slow. Half and double of these sizes were no faster on a CPU with AVX-512.
-PIXELS_PER_ITERATION = 32
-MASKS_PER_ITERATION = 16
-IMAGES_UNROLLED = 8
-
-# The batch is padded to a multiple of this, the number of float32 values in an AVX-512 register.
+# The number of float32 values in an AVX-512 register. A block has a multiple of this many images, and the batch is
+# padded to a multiple.
 LANES = 16
 
-# In this file, p counts pixels (h x w) and n images (the padded batch): x [p, g, 1, n], noise [p, g or 1, m],
-# weights [g, m, k]; y and its cotangent [p, g, k, n]. `a_bar` is the gradient of the loss with respect to `a`.
+# Pixels in a block: the smallest divisor of the map's pixels between these two, where there is one. The gradient of the
+# weights is one fused expression with a term for every pixel. It needs 16 terms at least: up to 15 times XLA repeats a
+# computation inside an expression (kAllowedCodeDuplication), here the transpositions.
+FEWEST_PIXELS = 32
+MOST_PIXELS = 64
+
+# Masks in one fused expression: the largest divisor up to this size, so a prime number of masks is slow.
+MASKS_PER_EXPRESSION = 32
+
+# Images and terms that the gradient of the noise adds in one fused expression. It needs two groups of images at least:
+# without a loop, XLA would fuse the sum over images into the sum over channels, which is slow.
+IMAGES_PER_EXPRESSION = LANES // 2
+TERMS_PER_EXPRESSION = 8
+
+# With few channels, a block has more than LANES images, up to this many values (images times channels) in a pixel: the
+# loop would otherwise spend its time on starting blocks.
+VALUES_PER_PIXEL = 2048
+
+# In this file, p counts the pixels of a block and n its images; g input channels, k outputs of a channel, and
+# c = g x k. In a block, x and y are [p, c, n] (channels of x are repeated), noise is [p, c or 1, m] and has the level
+# in it; weights are [c, m]. `a_bar` is the gradient of the loss with respect to `a`.
 
 
 def combine(
@@ -42,17 +60,24 @@ def combine(
     """`perturb_combine`, arguments as there. Sums are in float32 or wider."""
     if key is not None:
         return _combine_with_random_slopes(noise_level, activation, x, noise_masks, weights, key)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    wide_weights, wide_slope = jax.tree.map(lambda a: a.astype(wide), (weights, slope))
+    blocks = _Blocks.of(x, weights)
+    x_rows, masks, flat_weights, slope = blocks.arguments(x, noise_masks, weights, slope)
+    columns = len(flat_weights)
 
-    def step(_, x, arrays):
-        (noise,) = (a.astype(wide) for a in arrays)
-        respond = lambda noise, weights: _respond(noise_level, activation, x, noise, weights, wide_slope)
-        return None, _sum_over_masks(respond, jnp.zeros_like(x), noise, wide_weights), ()
+    def add_block(i, y_rows):
+        x, noise = blocks.read(x_rows, i, columns), blocks.read_noise(masks, i, columns, noise_level)
 
-    x_per_output = jnp.broadcast_to(x[..., None], (*x.shape, weights.shape[-1]))  # y replaces it, group by group
-    _, y, _ = _replace_pixels(step, None, _images_last(x_per_output.astype(wide)), (_pixels_first(noise_masks),))
-    return _images_first(y, x.shape).astype(x.dtype)
+        def add_masks(_, y, noise, weights):
+            for m in range(weights.shape[1]):
+                y = y + weights[None, :, m, None] * activate(activation, x + noise[:, :, m, None], slope)
+            return y
+
+        y = _for_groups_of_masks(add_masks, jnp.zeros_like(x), noise, flat_weights)
+        return blocks.write(y_rows, i, y)
+
+    y_shape = *x.shape, weights.shape[-1]
+    y_rows = lax.fori_loop(0, blocks.count, add_block, blocks.empty(y_shape, x))
+    return blocks.whole(y_rows, y_shape)
 
 
 def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
@@ -60,66 +85,235 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     if key is not None:
         combine_floats = partial(_combine_with_random_slopes, noise_level, activation, key=key)
         return *jax.vjp(combine_floats, x, noise_masks, weights)[1](y_bar), None
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    wide_weights, wide_slope = jax.tree.map(lambda a: a.astype(wide), (weights, slope))
+    blocks = _Blocks.of(x, weights)
+    x_rows, masks, flat_weights, wide_slope = blocks.arguments(x, noise_masks, weights, slope)
+    y_bar_rows = blocks.rows(y_bar, 'constant')
+    columns = len(flat_weights)
+    zero = _zero(y_bar, flat_weights.dtype)
+    # A small map is one block. XLA must not know that: it would fuse the sum over images, which is slow, into the
+    # arithmetic. So the number of blocks depends on `zero` (if that is NaN, so are all sums), and x is read from the
+    # rows that x_bar replaces: XLA would move arithmetic on constant arrays out of the loop. Where there are more
+    # blocks, rows of its own for x_bar are faster.
+    one_block = blocks.count == 1
+    unknown = (zero != zero).astype(jnp.int32)
 
-    def step(carry, y_bar, arrays):
-        weights_bar, slope_bar = carry
-        x, noise = (a.astype(wide) for a in arrays)
-        x_and_slope = jax.tree.map(lambda a: jnp.broadcast_to(a, y_bar.shape), (x, wide_slope))
+    def add_block(i, sums):
+        x_bar_rows, masks_bar, weights_bar, slope_bar = sums
+        # The barrier keeps XLA from moving the slices below in front of the transpositions.
+        x, y_bar, noise = lax.optimization_barrier(
+            (
+                blocks.read(x_bar_rows if one_block else x_rows, i, columns),
+                blocks.read(y_bar_rows, i, columns),
+                blocks.read_noise(masks, i, columns, noise_level),
+            )
+        )
+        x_and_slope = jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), (x, wide_slope))
 
-        def bars(noise, weights):
-            respond = lambda x, slope: _respond(noise_level, activation, x, noise, weights, slope)
-            return jax.vjp(respond, *x_and_slope)[1](y_bar)
+        def add_masks(_, derivatives, noise, weights):
+            for m in range(weights.shape[1]):
+                respond = lambda x, slope, m=m: activate(activation, x + noise[:, :, m, None], slope)
+                weight = jnp.broadcast_to(weights[None, :, m, None], x.shape)
+                derivatives = jax.tree.map(jnp.add, derivatives, jax.vjp(respond, *x_and_slope)[1](weight))
+            return derivatives
 
-        x_bar, more_slope_bar = _sum_over_masks(bars, jax.tree.map(jnp.zeros_like, x_and_slope), noise, wide_weights)
-        for i in range(len(x)):
-            perturbed = x[i, :, None] + noise_level * noise[i, :, :, None, None]
-            weights_bar = weights_bar + y_bar[i, :, None] * activate(activation, perturbed, wide_slope)
-        slope_bar = jax.tree.map(jnp.add, slope_bar, more_slope_bar)
+        # The derivatives of y by x and slope. y_bar is a factor of all their terms, so it is multiplied once.
+        start = jax.tree.map(jnp.zeros_like, x_and_slope)
+        derivatives = _for_groups_of_masks(add_masks, start, noise, flat_weights)
+        x_bar, more_slope_bar = jax.tree.map(lambda derivative: derivative * y_bar, derivatives)
+        for p in range(blocks.pixels):
+            perturbed = x[p, :, None] + noise[p, :, :, None]
+            weights_bar = weights_bar + y_bar[p, :, None] * activate(activation, perturbed, wide_slope)
         # Compiled away where the masks are fixed.
-        noise_bar = _noise_gradient(noise_level, activation, x, noise, wide_weights, wide_slope, y_bar)
-        return (weights_bar, slope_bar), x_bar, noise_bar
+        noise_bar = _noise_gradient(activation, x, noise, flat_weights, wide_slope, y_bar, masks.shape[1])
+        return (
+            blocks.write(x_bar_rows, i, _sum_repeated(x_bar, x_rows.shape[2])),
+            blocks.add_to_masks(masks_bar, i, noise_level * noise_bar),
+            weights_bar,
+            jax.tree.map(jnp.add, slope_bar, more_slope_bar),
+        )
 
-    arrays = _images_last(x[..., None]), _pixels_first(noise_masks)
-    y_bar = _images_last(y_bar.astype(wide), 'constant')
-    start = _start_of_sums(weights, slope, y_bar)
-    # x_bar replaces y_bar, group by group.
-    (weights_bar, slope_bar), x_bar, noise_masks_bar = _replace_pixels(step, start, y_bar, arrays)
-    x_bar = _images_first(x_bar.sum(-2), x.shape)
-    noise_masks_bar = noise_masks_bar.reshape(noise_masks.shape)
-    bars = x_bar, noise_masks_bar, weights_bar.sum(-1), jax.tree.map(jnp.sum, slope_bar)
-    return jax.tree.map(lambda bar, value: bar.astype(value.dtype), bars, (x, noise_masks, weights, slope))
-
-
-def _start_of_sums(weights: jax.Array, slope: jax.Array | None, y_bar: jax.Array):
-    """Zeros, from which the gradients of weights and slope are summed, with the images kept apart.
-
-    XLA:CPU would fill constant zeros for all layers when the program begins, and keep them. So the zero depends on
-    y_bar, in a form that XLA cannot simplify. A NaN in y_bar then makes all sums NaN; training stops on it anyway.
-    """
-    pixels, *per_pixel = y_bar.shape
-    zero = jnp.where(y_bar[0, 0, 0, 0] == y_bar[0, 0, 0, 0], 0, jnp.nan).astype(y_bar.dtype)
-    slope_shape = _pixels_per_iteration(pixels), *per_pixel
-    return (
-        jnp.broadcast_to(zero, (*weights.shape, per_pixel[-1])),
-        jax.tree.map(lambda _: jnp.broadcast_to(zero, slope_shape), slope),
+    sums = (
+        x_rows if one_block else blocks.empty(x.shape, x),
+        jnp.broadcast_to(zero, masks.shape),
+        jnp.broadcast_to(zero, (*flat_weights.shape, blocks.images)),
+        jax.tree.map(lambda _: jnp.broadcast_to(zero, (blocks.pixels, columns, blocks.images)), slope),
     )
+    x_bar_rows, masks_bar, weights_bar, slope_bar = lax.fori_loop(0, blocks.count + unknown, add_block, sums)
+    weights_bar = weights_bar.sum(-1).reshape(*weights.shape[::2], -1).swapaxes(1, 2)
+    bars = masks_bar.reshape(noise_masks.shape), weights_bar, jax.tree.map(jnp.sum, slope_bar)
+    bars = jax.tree.map(lambda bar, value: bar.astype(value.dtype), bars, (noise_masks, weights, slope))
+    return blocks.whole(x_bar_rows, x.shape), *bars
 
 
-def _noise_gradient(noise_level, activation, x, noise, weights, slope, y_bar):
-    """The gradient of a group of masks. It sums over images, so here masks fill the vector registers, not images."""
+def _noise_gradient(activation, x, noise, weights, slope, y_bar, channels):
+    """The gradient of the noise of a block, [p, channels, m], where `channels` is g, or 1 for shared masks.
 
-    def add_image(total, image):
-        x, y_bar = image
-        response = lambda noise: activate(activation, x + noise_level * noise, slope)
-        response_bar = sum(y_bar[:, :, k, None] * weights[None, :, :, k] for k in range(weights.shape[-1]))
-        return total + jax.vjp(response, jnp.broadcast_to(noise, response_bar.shape))[1](response_bar)[0], None
+    It sums over images. So here masks fill the vector registers, and not images.
+    """
 
-    images = jnp.moveaxis(x, -1, 0), jnp.moveaxis(y_bar, -1, 0)
-    total = jnp.zeros((*x.shape[:2], noise.shape[-1]), x.dtype)
-    total, _ = jax.lax.scan(add_image, total, images, unroll=IMAGES_UNROLLED)
-    return total.sum(1, keepdims=True) if noise.shape[1] == 1 else total
+    def add_masks(j, noise_bar, noise, weights):
+        group = noise.shape[2]
+
+        def add_images(i, total):
+            first = i * IMAGES_PER_EXPRESSION
+            images = [lax.dynamic_slice_in_dim(a, first, IMAGES_PER_EXPRESSION, 2) for a in (x, y_bar)]
+            for n in range(IMAGES_PER_EXPRESSION):
+                x_image, y_bar_image = (a[:, :, n, None] for a in images)
+                respond = lambda noise, x_image=x_image: activate(activation, x_image + noise, slope)
+                pullback = jax.vjp(respond, jnp.broadcast_to(noise, total.shape))[1]
+                total = total + pullback(jnp.broadcast_to(y_bar_image, total.shape))[0]
+            return total
+
+        total = jnp.zeros((*x.shape[:2], group), x.dtype)
+        total = weights[None] * lax.fori_loop(0, x.shape[2] // IMAGES_PER_EXPRESSION, add_images, total)
+        return lax.dynamic_update_slice_in_dim(noise_bar, _sum_repeated(total, channels), j * group, 2)
+
+    noise_bar = jnp.zeros((len(x), channels, noise.shape[2]), x.dtype)
+    return _for_groups_of_masks(add_masks, noise_bar, noise, weights)
+
+
+class _Blocks(NamedTuple):
+    """How images are cut into blocks.
+
+    The arrays [b, h, w, ...] are cut from are kept as rows [n, rows, columns], with a row for every pixel and a column
+    for every value of it. [n] holds the images n x groups to n x groups + groups - 1, one after another, so that a
+    batch that is sharded over up to LANES devices stays sharded, and every device loops over images of its own.
+
+    Attributes:
+        images: in a block, a multiple of LANES.
+        groups: of images, which make the batch with its padding.
+        pixels: in a block.
+        map_pixels: of an image.
+    """
+
+    images: int
+    groups: int
+    pixels: int
+    map_pixels: int
+
+    @classmethod
+    def of(cls, x: jax.Array, weights: jax.Array) -> '_Blocks':
+        batch, height, width, channels = x.shape
+        registers = -(-batch // LANES)
+        together = 1
+        if isinstance(batch, int):  # a program that is exported for any number of images has a symbol here
+            values = LANES * channels * weights.shape[-1]
+            together = _largest_divisor(registers, max(1, VALUES_PER_PIXEL // values))
+        return cls(LANES * together, registers // together, _pixels_per_block(height * width), height * width)
+
+    @property
+    def count(self):
+        return self.groups * (self.map_pixels // self.pixels)
+
+    def arguments(self, x, noise_masks, weights, slope):
+        """The rows of x, masks [pixels of an image, g or 1, m], weights [c, m], and slope, in float32 or wider."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        masks, weights, slope = jax.tree.map(lambda a: a.astype(wide), (noise_masks, weights, slope))
+        masks = masks.reshape(-1, *masks.shape[2:])
+        return self.rows(x), masks, weights.swapaxes(1, 2).reshape(-1, weights.shape[1]), slope
+
+    def rows(self, a: jax.Array, padding: str = 'edge') -> jax.Array:
+        """[b, h, w, ...] -> rows.
+
+        The last image is repeated: an activation may not be finite where the values are zeros (log, for example). The
+        cotangent has zeros there (`padding='constant'`), so that these images add nothing to sums.
+        """
+        columns = math.prod(a.shape[3:])
+        a = jnp.pad(a, ((0, self.images * self.groups - a.shape[0]), *((0, 0),) * (a.ndim - 1)), padding)
+        return a.reshape(self.images, self.groups * self.map_pixels, columns)
+
+    def whole(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Rows -> an array of `shape`, [b, h, w, ...]."""
+        return rows.reshape(self.images * self.groups, *shape[1:])[: shape[0]]
+
+    def empty(self, shape: tuple[int, ...], x: jax.Array) -> jax.Array:
+        """Rows of an array of `shape` in the dtype of x, to be written."""
+        return jnp.broadcast_to(_zero(x, x.dtype), (self.images, self.groups * self.map_pixels, math.prod(shape[3:])))
+
+    def read(self, rows: jax.Array, i: jax.Array, columns: int) -> jax.Array:
+        """Block i of rows, [p, c, n], in float32 or wider; each column of the rows is repeated for its outputs."""
+        block = lax.dynamic_slice_in_dim(rows, self._first_row(i), self.pixels, 1)
+        block = block.astype(jnp.promote_types(rows.dtype, jnp.float32))
+        block = block.reshape(self.images, -1).T.reshape(self.pixels, -1, self.images)
+        return _repeat(block, columns)
+
+    def read_noise(self, masks: jax.Array, i: jax.Array, columns: int, noise_level: float) -> jax.Array:
+        """The noise of block i, [p, c or 1, m]."""
+        noise = noise_level * lax.dynamic_slice_in_dim(masks, self._first_mask(i), self.pixels)
+        return noise if noise.shape[1] == 1 else _repeat(noise, columns)
+
+    def write(self, rows: jax.Array, i: jax.Array, block: jax.Array) -> jax.Array:
+        """Rows, with block i replaced by `block`, [p, columns, n]."""
+        block = block.reshape(-1, self.images).T.reshape(self.images, self.pixels, -1)
+        return lax.dynamic_update_slice_in_dim(rows, block.astype(rows.dtype), self._first_row(i), 1)
+
+    def add_to_masks(self, masks_bar: jax.Array, i: jax.Array, noise_bar: jax.Array) -> jax.Array:
+        """Adds the gradient of the noise of block i, [p, g or 1, m], to that of all masks."""
+        noise_bar = noise_bar + lax.dynamic_slice_in_dim(masks_bar, self._first_mask(i), self.pixels)
+        return lax.dynamic_update_slice_in_dim(masks_bar, noise_bar, self._first_mask(i), 0)
+
+    # Blocks with the same pixels of different images follow one another, so that their masks stay in the cache.
+
+    def _first_row(self, i: jax.Array):
+        return i % self.groups * self.map_pixels + self._first_mask(i)
+
+    def _first_mask(self, i: jax.Array):
+        return i // self.groups * self.pixels
+
+
+def _repeat(a: jax.Array, columns: int) -> jax.Array:
+    """[p, g, ...] -> [p, columns, ...], each channel repeated for its outputs."""
+    outputs = columns // a.shape[1]
+    return jnp.broadcast_to(a[:, :, None], (*a.shape[:2], outputs, *a.shape[2:])).reshape(len(a), columns, *a.shape[2:])
+
+
+def _sum_repeated(a: jax.Array, channels: int) -> jax.Array:
+    """[p, c, ...] -> [p, channels, ...]: what `_repeat` does to gradients.
+
+    The sum is written as additions of slices, a few at a time. XLA computes a reduction one value after another.
+    """
+    a = a.reshape(len(a), channels, -1, *a.shape[2:])
+    while (terms := _largest_divisor(a.shape[2], TERMS_PER_EXPRESSION)) > 1:
+        length = a.shape[2] // terms
+        a = reduce(jnp.add, [lax.slice_in_dim(a, t * length, (t + 1) * length, axis=2) for t in range(terms)])
+    return a.sum(2)
+
+
+def _zero(a: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """A zero from which arrays are made that a loop fills.
+
+    XLA:CPU would fill constant zeros for all layers when the program begins, and keep them. So this zero depends on a,
+    in a form that XLA cannot simplify. A NaN in a then makes all sums NaN; training stops on it anyway.
+    """
+    value = a.ravel()[0]
+    return jnp.where(value == value, 0, jnp.nan).astype(dtype)
+
+
+def _largest_divisor(total: int, most: int) -> int:
+    """The largest divisor of `total` up to `most`."""
+    return max(size for size in range(1, most + 1) if total % size == 0)
+
+
+def _pixels_per_block(map_pixels: int) -> int:
+    divisors = [size for size in range(1, MOST_PIXELS + 1) if map_pixels % size == 0]
+    return min((size for size in divisors if size >= FEWEST_PIXELS), default=divisors[-1])
+
+
+def _masks_per_expression(num_masks: int) -> int:
+    """Two groups at least, where there are two masks: without a loop, XLA would fuse the transposition of the block
+    into the arithmetic, which is slow."""
+    return _largest_divisor(num_masks, min(MASKS_PER_EXPRESSION, max(num_masks // 2, 1)))
+
+
+def _for_groups_of_masks(function: Callable, state, noise: jax.Array, weights: jax.Array):
+    """Runs state = function(index, state, noise [p, c or 1, m'], weights [c, m']) for each group of masks."""
+    size = _masks_per_expression(weights.shape[1])
+
+    def step(i, state):
+        group = [lax.dynamic_slice_in_dim(a, i * size, size, a.ndim - 1) for a in (noise, weights)]
+        return function(i, state, *group)
+
+    return lax.fori_loop(0, weights.shape[1] // size, step, state)
 
 
 def _combine_with_random_slopes(noise_level, activation, x, noise_masks, weights, key):
@@ -136,78 +330,3 @@ def _combine_with_random_slopes(noise_level, activation, x, noise_masks, weights
     masks = jnp.arange(noise_masks.shape[-1]), jnp.moveaxis(noise_masks, -1, 0), jnp.moveaxis(weights, 1, 0)
     y, _ = jax.lax.scan(add_mask, jnp.zeros((*x.shape, weights.shape[-1]), wide), masks)
     return y.astype(x.dtype)
-
-
-def _images_last(x: jax.Array, padding: str = 'edge') -> jax.Array:
-    """[b, h, w, ...] -> [p, ..., n].
-
-    The last image is repeated: an activation may not be finite where the values are zeros (log, for example). The
-    cotangent has zeros there (`padding='constant'`), so that these images add nothing to sums.
-    """
-    x = jnp.pad(x, ((0, -x.shape[0] % LANES), *((0, 0),) * (x.ndim - 1)), padding)
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, *x.shape[3:]), 0, -1)
-
-
-def _images_first(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[p, ..., n] -> [b, h, w, ...], where [b, h, w] is the beginning of `shape`."""
-    y = jnp.moveaxis(y, -1, 0)[: shape[0]]
-    return y.reshape(*shape[:3], *y.shape[2:])
-
-
-def _pixels_first(noise_masks: jax.Array) -> jax.Array:
-    return noise_masks.reshape(-1, *noise_masks.shape[2:])
-
-
-def _group_size(total: int, most: int) -> int:
-    """The largest divisor of `total` up to `most`."""
-    return max(size for size in range(1, most + 1) if total % size == 0)
-
-
-def _pixels_per_iteration(pixels: int) -> int:
-    return _group_size(pixels, min(PIXELS_PER_ITERATION, max(pixels - 1, 1)))
-
-
-def _replace_pixels(step: Callable, carry, buffer: jax.Array, arrays: tuple[jax.Array, ...]):
-    """Runs `step` over groups of pixels, the first axis of `buffer`, of all arrays and of all outputs.
-
-    step(carry, group of the buffer, groups of the arrays) -> carry, new group of the buffer, outputs
-
-    The results overwrite the buffer: a separate output would start as zeros, which XLA:CPU creates for all layers at
-    once when the program begins. Where there is more than one pixel there are at least two groups: without a loop, XLA
-    would fuse the transpositions around it into the arithmetic, which is slow.
-    """
-    pixels = len(buffer)
-    size = _pixels_per_iteration(pixels)
-
-    def body(state, arrays):
-        index, carry, buffer = state
-        group = jax.lax.dynamic_slice_in_dim(buffer, index * size, size)
-        carry, group, outputs = step(carry, group, arrays)
-        return (index + 1, carry, jax.lax.dynamic_update_slice_in_dim(buffer, group, index * size, 0)), outputs
-
-    groups = tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays)
-    (_, carry, buffer), outputs = jax.lax.scan(body, (jnp.int32(0), carry, buffer), groups)
-    return carry, buffer, jax.tree.map(lambda a: a.reshape(pixels, *a.shape[2:]), outputs)
-
-
-def _sum_over_masks(function: Callable, zeros, noise: jax.Array, weights: jax.Array):
-    """Sums function(noise [p, g or 1, m'], weights [g, m', k]) over groups of masks, starting from `zeros`."""
-    num_masks = noise.shape[-1]
-    size = _group_size(num_masks, MASKS_PER_ITERATION)
-
-    def step(i, total):
-        group = (
-            jax.lax.dynamic_slice_in_dim(noise, i * size, size, 2),
-            jax.lax.dynamic_slice_in_dim(weights, i * size, size, 1),
-        )
-        return jax.tree.map(jnp.add, total, function(*group))
-
-    return jax.lax.fori_loop(0, num_masks // size, step, zeros)
-
-
-def _respond(noise_level, activation, x, noise, weights, slope):
-    """Elementwise in x [p, g, k or 1, n]: the weighted sum of its responses to the masks, [p, g, k, n]."""
-    y = 0
-    for m in range(noise.shape[-1]):
-        y = y + weights[None, :, m, :, None] * activate(activation, x + noise_level * noise[:, :, m, None, None], slope)
-    return y
