@@ -2,8 +2,8 @@
 
 The layout decides the speed. Inside, the images of the batch are the last axis: a vector register then holds 16 images
 of one pixel and channel, for which masks and weights are scalars. The loop takes blocks of a few pixels of some images,
-which stay in the cache: it transposes a block, applies all masks to it, and transposes the result back. To transpose
-whole arrays takes longer than to apply the masks.
+which stay in the cache: it transposes a block, applies all masks to it, and transposes the result back. Transposing
+whole arrays took as long as applying the masks.
 
 All arithmetic is elementwise. This includes the gradient of the weights, which sums over pixels and keeps the images
 of a block apart until the end: XLA vectorizes elementwise arithmetic well, and reductions badly.
@@ -25,8 +25,8 @@ from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 LANES = 16
 
 # Pixels in a block: the smallest divisor of the map's pixels between these two, where there is one. The gradient of the
-# weights is one fused expression with a term for every pixel. It needs 16 terms at least: up to 15 times XLA repeats a
-# computation inside an expression (kAllowedCodeDuplication), here the transpositions.
+# weights is one fused expression with a term for every pixel. With 15 terms or fewer, XLA would repeat the
+# transposition of the block in each of them (its kAllowedCodeDuplication is 15), which is slow.
 FEWEST_PIXELS = 32
 MOST_PIXELS = 64
 
@@ -173,11 +173,11 @@ def _noise_gradient(activation, x, noise, weights, slope, y_bar, channels):
 
 
 class _Blocks(NamedTuple):
-    """How images are cut into blocks.
+    """How arrays [b, h, w, ...] are cut into blocks of some pixels of some images.
 
-    The arrays [b, h, w, ...] are cut from are kept as rows [n, rows, columns], with a row for every pixel and a column
-    for every value of it. [n] holds the images n x groups to n x groups + groups - 1, one after another, so that a
-    batch that is sharded over up to LANES devices stays sharded, and every device loops over images of its own.
+    They are kept as rows [n, rows, columns], with a row for every pixel and a column for every value of it. [n] holds
+    the images n x groups to n x groups + groups - 1, one after another. So a batch that is sharded over up to LANES
+    devices stays sharded, and every device loops over images of its own.
 
     Attributes:
         images: in a block, a multiple of LANES.
@@ -300,8 +300,8 @@ def _pixels_per_block(map_pixels: int) -> int:
 
 
 def _masks_per_expression(num_masks: int) -> int:
-    """Two groups at least, where there are two masks: without a loop, XLA would fuse the transposition of the block
-    into the arithmetic, which is slow."""
+    # There are two groups at least, except of a single mask: without a loop, XLA would fuse the transposition of the
+    # block into the arithmetic, which is slow.
     return _largest_divisor(num_masks, min(MASKS_PER_EXPRESSION, max(num_masks // 2, 1)))
 
 
