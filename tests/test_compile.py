@@ -148,13 +148,31 @@ def test_wrong_options_are_refused_in_one_line(options, words, monkeypatch):
 def test_what_did_not_compile_is_tried_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, 'missing_compiler', lambda target: '')
     answers = [{'error': 'still compiling after 3600 s'}, {'error': 'exit -9: '}]
-    monkeypatch.setattr(command, 'measure', lambda request: answers.pop(0))
+    monkeypatch.setattr(command, 'measure', lambda request, schedules: answers.pop(0))
     flags = ['--config=quickstart', '--program=train', f'--output={tmp_path}/compiled.json']
     for _ in range(2):
         with pytest.raises(RunError, match='does not compile: quickstart, train, for 1 x v5e'):
             main(flags)
     assert [record['error'] for record in read_records(tmp_path / 'compiled.json')] == ['exit -9: ']
     assert 'exit -9' in capsys.readouterr().out and not answers
+
+
+def test_schedules_are_added_to_the_records_of_tpus_that_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, 'missing_compiler', lambda target: '')
+    compiled = []
+
+    def measure(request, schedules):
+        compiled.append((request.target, schedules))
+        record = {'memory': 1, 'memory_there': 2, 'loops': 0, 'kernels': 1, 'collectives': {}, 'compile_seconds': 1}
+        static = {'bundles': 5, 'static_milliseconds': 0.1, 'unknown_loops': 0}
+        return record | static if schedules and request.target == 'v5e' else record
+
+    monkeypatch.setattr(command, 'measure', measure)
+    flags = ['--config=quickstart', '--program=train', f'--output={tmp_path}/compiled.json', '--target=v5e,h100']
+    for more in ([], [], ['--schedules'], ['--schedules'], []):
+        main(flags + more)
+    assert compiled == [('v5e', False), ('h100', False), ('v5e', True)]
+    assert ['bundles' in record for record in read_records(tmp_path / 'compiled.json')] == [False, True]
 
 
 def test_output_that_holds_something_else_is_refused_and_kept(tmp_path):

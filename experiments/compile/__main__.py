@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--program', type=some_of(PROGRAMS), default=['train', 'evaluate'], help=','.join(PROGRAMS))
     parser.add_argument('--batch_size', type=some_of(BATCH_SIZES), default=[0], help='0: that of the config')
     parser.add_argument('--dtype', type=some_of(DTYPES), default=['float32'], help='float32,bfloat16')
+    parser.add_argument(
+        '--schedules', action='store_true', help='also the static time on TPUs; can compile ten times longer'
+    )
     parser.add_path('--output', help='JSON file of records; default: none is kept')
     parser.add_path(
         '--readme', help='Markdown file whose table, between the lines compiled: begin and end, is replaced'
@@ -87,10 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for config, target, devices, batch_size, dtype, program in combinations:
         request = Request(target, program, config, devices, batch_size, dtype)
         before = [record for record in records if Request(**record['request']) == request]
-        if before and 'error' not in before[0]:
+        with_schedule = args.schedules and TARGETS[target].platform == 'tpu'
+        if before and 'error' not in before[0] and ('bundles' in before[0] or not with_schedule):
             continue
         print(f'compiling {config}, {program}, for {devices} x {target}', file=sys.stderr, flush=True)
-        record = {'request': dataclasses.asdict(request), 'jax': metadata.version('jax'), **measure(request)}
+        measured = measure(request, schedules=args.schedules)
+        record = {'request': dataclasses.asdict(request), 'jax': metadata.version('jax'), **measured}
         if 'error' in record:
             failed.append(f'{config}, {program}, for {devices} x {target}')
         records = [record for record in records if record not in before] + [record]

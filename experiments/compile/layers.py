@@ -42,7 +42,7 @@ class Layer:
 def measure_layers(target: str, layers: list[Layer], timeout: float = 1800) -> list[dict] | dict:
     """What `measure.describe` says of each layer, or {'error': one line} where the compiler fails."""
     request = {'target': target, 'layers': [dataclasses.asdict(layer) for layer in layers]}
-    return in_child('experiments.compile.layers', target, request, timeout)
+    return in_child('experiments.compile.layers', target, request, timeout, schedules=True)
 
 
 def compiled_steps(target: str, num_steps: int) -> str | dict:
@@ -110,11 +110,11 @@ def lower_steps(target: str, layer: Layer, num_steps: int):
     return jax.jit(steps).lower(weights, masks, array(num_steps, layer.batch, *shape))
 
 
-def _measure(request: dict, schedules: str) -> list[dict] | str:
+def _measure(request: dict, schedule_folder: str) -> list[dict] | str:
     target = request['target']
     if 'steps' in request:
         return lower_steps(target, Layer('backward', share_masks=False), request['steps']).compile().as_text()
-    return [describe(lower_layer(target, Layer(**layer)), target, schedules) for layer in request['layers']]
+    return [describe(lower_layer(target, Layer(**layer)), target, schedule_folder) for layer in request['layers']]
 
 
 if __name__ == '__main__':

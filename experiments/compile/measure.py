@@ -48,25 +48,29 @@ class Request:
     dtype: str = ''
 
 
-def measure(request: Request, timeout: float = 3600) -> dict:
+def measure(request: Request, timeout: float = 3600, schedules: bool = False) -> dict:
     """The measurements of one program: those of `describe`, or {'error': one line} where it does not compile."""
-    return in_child('experiments.compile.measure', request.target, dataclasses.asdict(request), timeout)
+    return in_child('experiments.compile.measure', request.target, dataclasses.asdict(request), timeout, schedules)
 
 
-def in_child(module: str, target: str, request: dict, timeout: float) -> Any:
+def in_child(module: str, target: str, request: dict, timeout: float, schedules: bool = False) -> Any:
     """Runs `python -m module`, which calls `answer`, in the environment of the target's compiler.
+
+    Args:
+        schedules: the compiler of a TPU writes its schedules, which can make it ten times slower for a large program.
 
     Returns:
         What the child answers, or {'error': one line} where it dies or takes longer than `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        output, schedules = os.path.join(folder, 'answer.json'), os.path.join(folder, 'schedules')
+        output, schedule_folder = os.path.join(folder, 'answer.json'), ''
         environment = os.environ | targets.ENVIRONMENT
-        if targets.TARGETS[target].platform == 'tpu':
-            environment['LIBTPU_INIT_ARGS'] = schedule.dump_flags(schedules)
+        if schedules and targets.TARGETS[target].platform == 'tpu':
+            schedule_folder = os.path.join(folder, 'schedules')
+            environment['LIBTPU_INIT_ARGS'] = schedule.dump_flags(schedule_folder)
         try:
             child = subprocess.run(
-                [sys.executable, '-m', module, output, schedules],
+                [sys.executable, '-m', module, output, schedule_folder],
                 input=json.dumps(request),
                 env=environment,
                 capture_output=True,
@@ -82,9 +86,9 @@ def in_child(module: str, target: str, request: dict, timeout: float) -> Any:
 
 
 def answer(work: Callable[[dict, str], Any]) -> None:
-    """What a child of `in_child` calls: passes work(request, folder of schedules) back to its parent."""
-    output, schedules = sys.argv[1:]
-    result = work(json.load(sys.stdin), schedules)
+    """What a child of `in_child` calls: passes work(request, folder of schedules, '' for none) back to its parent."""
+    output, schedule_folder = sys.argv[1:]
+    result = work(json.load(sys.stdin), schedule_folder)
     with open(output, 'w') as file:
         json.dump(result, file)
 
@@ -103,8 +107,8 @@ def describe(lowered, target: str, schedule_folder: str) -> dict:
     Returns:
         compile_seconds; memory (bytes needed on one device) and its parts arguments, outputs, temporaries, with
         aliased outputs counted once; memory_there (bytes of the device); loops, kernels and collectives (by kind);
-        for TPUs bundles (each kernel counted once), static_milliseconds (those at the device's clock), and
-        unknown_loops (loops in kernels whose trip count is not known, counted as one trip).
+        with a schedule folder also bundles (each kernel counted once), static_milliseconds (those at the device's
+        clock), and unknown_loops (loops in kernels whose trip count is not known, counted as one trip).
     """
     spec = targets.TARGETS[target]
     began = time.perf_counter()
@@ -122,7 +126,7 @@ def describe(lowered, target: str, schedule_folder: str) -> dict:
         'temporaries': temporaries,
         **count(text),
     }
-    if spec.platform == 'tpu':
+    if schedule_folder:
         bundles, unknown = schedule.total_bundles(schedule_folder)
         shutil.rmtree(schedule_folder)  # the next program of this process starts with an empty one
         milliseconds = round(1e3 * bundles / spec.clock_hz, 4)
@@ -147,7 +151,7 @@ def count(text: str) -> dict:
 def main() -> None:
     from experiments.compile import programs  # imports jax, which reads the environment that the parent has set
 
-    answer(lambda request, schedules: describe(programs.lower(Request(**request)), request['target'], schedules))
+    answer(lambda request, folder: describe(programs.lower(Request(**request)), request['target'], folder))
 
 
 if __name__ == '__main__':
