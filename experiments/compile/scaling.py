@@ -23,7 +23,7 @@ CHIPS = (4, 16, 64, 256)
 
 BYTES_PER_SECOND = 100e9  # of a chip's links, each way; gradients pass twice
 SECONDS_PER_HOP = 1e-6  # n chips form a square torus, where an all-reduce takes 2 sqrt(n) hops
-BFLOAT16_FLOPS, UTILISATION = 197e12, 0.3  # for imagenet, which has not been compiled for a TPU
+BFLOAT16_FLOPS, UTILISATION = 197e12, 0.3  # for imagenet, whose schedule was not counted
 
 
 class Step(NamedTuple):
@@ -47,9 +47,9 @@ def steps() -> dict[tuple[str, int], Step]:
     for record in read_records(RECORDS):
         request = record['request']
         if (request['target'], request['program'], request['batch_size']) == ('v5e', 'train', 0):
-            if request['devices'] == 1:
+            if 'static_milliseconds' in record and request['devices'] == 1:
                 static[request['config']] = record['static_milliseconds'] / 1e3
-            else:
+            elif request['devices'] > 1:
                 all_reduces[request['config']] = record['collectives']['all-reduce'] - 1
     found = {
         (config, images): Step(static[config] * images / 16, parameters, all_reduces[config])
