@@ -49,7 +49,7 @@ def steps() -> dict[tuple[str, int], Step]:
         if (request['target'], request['program'], request['batch_size']) == ('v5e', 'train', 0):
             if 'static_milliseconds' in record and request['devices'] == 1:
                 static[request['config']] = record['static_milliseconds'] / 1e3
-            elif request['devices'] > 1:
+            elif record['collectives']:
                 all_reduces[request['config']] = record['collectives']['all-reduce'] - 1
     found = {
         (config, images): Step(static[config] * images / 16, parameters, all_reduces[config])
