@@ -93,6 +93,18 @@ def test_padding_of_the_batch_does_not_matter_to_an_activation_that_is_not_finit
         compare_with_reference((jnp.abs(x) + 9, masks, weights, y_bar), FUSED, activation=jnp.log)
 
 
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_relu_keeps_nan_and_has_no_gradient_at_zero(implementation):
+    """As in PyTorch. An x of zero is common behind another relu."""
+    x = jnp.array([0.0, 2.0, -2.0]).reshape(1, 1, 3, 1)
+    masks, weights = jnp.zeros((1, 3, 1, 3)), jnp.ones((1, 3, 1))
+    op = lambda x: perturb_combine(x, masks, weights, noise_level=1, activation='relu', implementation=implementation)
+    y, pullback = jax.vjp(op, x)
+    np.testing.assert_array_equal(y.ravel(), [0, 6, 0])
+    np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0].ravel(), [0, 3, 0])
+    np.testing.assert_array_equal(jnp.isnan(op(x.at[0, 0, 1].set(jnp.nan))).ravel(), [False, True, False])
+
+
 def test_reference_as_an_implementation_and_the_choice_by_platform_equal_the_reference():
     with jax.enable_x64(True):
         arguments = random_arguments((3, 2, 3, 4), num_masks=5, outputs=2, share_masks=False)

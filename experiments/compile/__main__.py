@@ -3,8 +3,8 @@
 python -m experiments.compile --target=v5e,h100 --config=shared_masks --batch_size=16,128 --output=compiled.json
 
 Every combination is compiled in a process of its own and added to the output at once; the same command again compiles
-what is missing or did not compile. At the end all records of the output are printed as a Markdown table. The exit code
-is 1 if something does not compile.
+what is missing or did not compile, and with --schedules what has no static time yet. At the end all records of the
+output are printed as a Markdown table. The exit code is 1 if something does not compile.
 
 Needs the compilers: pip install -e '.[tpu-compile]' for v4, v5e, v5p and v6e, '.[gpu-compile]' for h100.
 """
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--program', type=some_of(PROGRAMS), default=['train', 'evaluate'], help=','.join(PROGRAMS))
     parser.add_argument('--batch_size', type=some_of(BATCH_SIZES), default=[0], help='0: that of the config')
     parser.add_argument('--dtype', type=some_of(DTYPES), default=['float32'], help='float32,bfloat16')
-    parser.add_argument(
-        '--schedules', action='store_true', help='also the static time on TPUs; can compile ten times longer'
-    )
+    parser.add_argument('--schedules', action='store_true', help='also the static time on TPUs; compiles far longer')
     parser.add_path('--output', help='JSON file of records; default: none is kept')
     parser.add_path(
         '--readme', help='Markdown file whose table, between the lines compiled: begin and end, is replaced'

@@ -57,7 +57,7 @@ def in_child(module: str, target: str, request: dict, timeout: float, schedules:
     """Runs `python -m module`, which calls `answer`, in the environment of the target's compiler.
 
     Args:
-        schedules: the compiler of a TPU writes its schedules, which can make it ten times slower for a large program.
+        schedules: the compiler of a TPU writes its schedules. Large programs then take it many times as long.
 
     Returns:
         What the child answers, or {'error': one line} where it dies or takes longer than `timeout` seconds.

@@ -33,7 +33,8 @@ MOST_PIXELS = 64
 # Masks in one fused expression: the largest divisor up to this size, so a prime number of masks is slow.
 MASKS_PER_EXPRESSION = 16
 
-# An addition takes a core four cycles, but it can begin two in each.
+# An expression adds its terms to this many sums in turn. An addition takes about four cycles, and the next one to the
+# same sum has to wait for it.
 SUMS = 4
 
 # Images and terms that the gradient of the noise adds in one fused expression. It needs two groups of images at least:
@@ -264,7 +265,7 @@ class _Blocks(NamedTuple):
 
 @jax.custom_jvp
 def _relu(x: jax.Array) -> jax.Array:
-    # One instruction on x86, which keeps NaN. XLA makes three of jnp.maximum.
+    # On x86 this is one instruction, and NaN stays NaN. XLA makes three of the maximum in jax.nn.relu.
     return jnp.where(x < 0, 0, x)
 
 
@@ -279,7 +280,7 @@ def _activate(activation: ActivationLike, perturbed: jax.Array, slope: jax.Array
 
 
 def _sum(terms: list):
-    """The sum of arrays, or of tuples of arrays, as SUMS sums that do not wait for one another."""
+    """The sum of arrays, or of tuples of arrays, by SUMS sums that do not wait for one another."""
     add = partial(jax.tree.map, jnp.add)
     return reduce(add, [reduce(add, terms[first::SUMS]) for first in range(min(SUMS, len(terms)))])
 
