@@ -20,13 +20,17 @@ from jax import lax
 
 from pnn_jax.ops.activations import ActivationLike, activate, draw_slopes
 
-# The number of float32 values in an AVX-512 register. A block has a multiple of this many images, and the batch is
-# padded to a multiple.
+# The number of float32 values in an AVX-512 register. The images of a block are padded to a multiple of it.
 LANES = 16
 
-# Pixels in a block: the smallest divisor of the map's pixels between these two, where there is one. The gradient of the
-# weights is one fused expression with a term for every pixel. With 15 terms or fewer, XLA would repeat the
-# transposition of the block in each of them (its kAllowedCodeDuplication is 15), which is slow.
+# Values (images times channels times pixels) in a block of the forward pass, at most. It takes all images that fit, and
+# then pixels, because the block has to copy its masks, which serve all images. Where every channel has masks of its
+# own, they are no larger than x and y of the block together.
+VALUES = 2**17
+
+# Pixels in a block of the backward pass: the smallest divisor of the map's pixels between these two, where there is
+# one. The gradient of the weights is one fused expression with a term for every pixel. With 15 terms or fewer, XLA
+# would repeat the transposition of the block in each of them (its kAllowedCodeDuplication is 15), which is slow.
 FEWEST_PIXELS = 32
 MOST_PIXELS = 64
 
@@ -42,13 +46,13 @@ SUMS = 4
 IMAGES_PER_EXPRESSION = LANES // 2
 TERMS_PER_EXPRESSION = 8
 
-# With few channels, a block has more than LANES images, up to this many values (images times channels) in a pixel: the
-# loop would otherwise spend its time on starting blocks.
+# Values in a pixel of a block of the backward pass, where that is not less than LANES images. The gradient of the
+# weights is as large as this for every mask, and is to stay in the cache.
 VALUES_PER_PIXEL = 2048
 
-# In this file, p counts the pixels of a block and n its images; g input channels, k outputs of a channel, and
-# c = g x k. In a block, x and y are [p, c, n] (channels of x are repeated), noise is [p, c or 1, m] and has the level
-# in it; weights are [c, m]. `a_bar` is the gradient of the loss with respect to `a`.
+# In this file, p counts the pixels of a block and n its images with their padding; g input channels, k outputs of a
+# channel, and c = g x k. In a block, x and y are [p, c, n] (channels of x are repeated), noise is [p, c or 1, m] and
+# has the level in it; weights are [c, m]. `a_bar` is the gradient of the loss with respect to `a`.
 
 
 def combine(
@@ -64,8 +68,9 @@ def combine(
     """`perturb_combine`, arguments as there. Sums are in float32 or wider."""
     if key is not None:
         return _combine_with_random_slopes(noise_level, activation, x, noise_masks, weights, key)
-    blocks = _Blocks.of(x, weights)
-    x_rows, masks, flat_weights, slope = blocks.arguments(x, noise_masks, weights, slope)
+    blocks = _Blocks.forward(x, noise_masks, weights)
+    x_rows = blocks.rows(x)
+    masks, flat_weights, slope = _flat(noise_masks, weights, slope, x.dtype)
     columns = len(flat_weights)
 
     def add_block(i, y_rows):
@@ -88,24 +93,25 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
     if key is not None:
         combine_floats = partial(_combine_with_random_slopes, noise_level, activation, key=key)
         return *jax.vjp(combine_floats, x, noise_masks, weights)[1](y_bar), None
-    blocks = _Blocks.of(x, weights)
-    x_rows, masks, flat_weights, wide_slope = blocks.arguments(x, noise_masks, weights, slope)
-    y_bar_rows = blocks.rows(y_bar, 'constant')
+    blocks = _Blocks.backward(x, weights)
+    # Padding repeats the last image: an activation may not be finite where x is zero (log, for example). The cotangent
+    # has zeros there, so that these images add nothing to sums.
+    x_rows, y_bar_rows = blocks.rows(x, 'edge'), blocks.rows(y_bar)
+    masks, flat_weights, wide_slope = _flat(noise_masks, weights, slope, x.dtype)
     columns = len(flat_weights)
-    zero = _zero(y_bar, flat_weights.dtype)
+    zeros = partial(_zeros, y_bar, dtype=flat_weights.dtype)
     # A small map is one block. XLA must not know that: it would fuse the sum over images, which is slow, into the
-    # arithmetic. So the number of blocks depends on `zero` (if that is NaN, so are all sums), and x is read from the
-    # rows that x_bar replaces: XLA would move arithmetic on constant arrays out of the loop. Where there are more
-    # blocks, rows of its own for x_bar are faster.
+    # arithmetic. So the number of blocks depends on y_bar, and x is read from the rows that x_bar replaces: XLA would
+    # move arithmetic on constant arrays out of the loop. Where there are more blocks, rows of its own for x_bar are
+    # faster.
     one_block = blocks.count == 1
-    unknown = (zero != zero).astype(jnp.int32)
 
     def add_block(i, sums):
         x_bar_rows, masks_bar, weights_bar, slope_bar = sums
         # The barrier keeps XLA from moving the slices below in front of the transpositions.
         x, y_bar, noise = lax.optimization_barrier(
             (
-                blocks.read(x_bar_rows if one_block else x_rows, i, columns),
+                blocks.read(x_bar_rows if one_block else x_rows, i, columns, 'edge'),
                 blocks.read(y_bar_rows, i, columns),
                 blocks.read_noise(masks, i, columns, noise_level),
             )
@@ -136,11 +142,12 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
 
     sums = (
         x_rows if one_block else blocks.empty(x.shape, x),
-        jnp.broadcast_to(zero, masks.shape),
-        jnp.broadcast_to(zero, (*flat_weights.shape, blocks.images)),
-        jax.tree.map(lambda _: jnp.broadcast_to(zero, (blocks.pixels, columns, blocks.images)), slope),
+        zeros(masks.shape),
+        zeros((*flat_weights.shape, blocks.lanes)),
+        jax.tree.map(lambda _: zeros((blocks.pixels, columns, blocks.lanes)), slope),
     )
-    x_bar_rows, masks_bar, weights_bar, slope_bar = lax.fori_loop(0, blocks.count + unknown, add_block, sums)
+    count = blocks.count + zeros((), dtype=jnp.int32)
+    x_bar_rows, masks_bar, weights_bar, slope_bar = lax.fori_loop(0, count, add_block, sums)
     weights_bar = weights_bar.sum(-1).reshape(*weights.shape[::2], -1).swapaxes(1, 2)
     bars = masks_bar.reshape(noise_masks.shape), weights_bar, jax.tree.map(jnp.sum, slope_bar)
     bars = jax.tree.map(lambda bar, value: bar.astype(value.dtype), bars, (noise_masks, weights, slope))
@@ -178,12 +185,13 @@ class _Blocks(NamedTuple):
     """How arrays [b, h, w, ...] are cut into blocks of some pixels of some images.
 
     They are kept as rows [n, rows, columns], with a row for every pixel and a column for every value of it. [n] holds
-    the images n x groups to n x groups + groups - 1, one after another. So a batch that is sharded over up to LANES
-    devices stays sharded, and every device loops over images of its own.
+    the images n x groups to n x groups + groups - 1, one after another. So a batch that is sharded over devices stays
+    sharded, and every device loops over images of its own.
 
     Attributes:
-        images: in a block, a multiple of LANES.
-        groups: of images, which make the batch with its padding.
+        images: in a block. Where there are several groups it is a multiple of LANES, and the batch is padded to fill
+            all groups. Otherwise it is the batch, and each block is padded when it is read.
+        groups: of images.
         pixels: in a block.
         map_pixels: of an image.
     """
@@ -194,32 +202,42 @@ class _Blocks(NamedTuple):
     map_pixels: int
 
     @classmethod
-    def of(cls, x: jax.Array, weights: jax.Array) -> '_Blocks':
+    def forward(cls, x: jax.Array, noise_masks: jax.Array, weights: jax.Array) -> '_Blocks':
+        blocks = cls.of(x, weights, VALUES)
+        columns = x.shape[3] * weights.shape[2]
+        values = blocks.lanes * columns
+        if noise_masks.shape[2] > 1:
+            values = max(values, weights.shape[1] * columns // 2)
+        return blocks._replace(pixels=_largest_divisor(blocks.map_pixels, max(1, VALUES // values)))
+
+    @classmethod
+    def backward(cls, x: jax.Array, weights: jax.Array) -> '_Blocks':
+        blocks = cls.of(x, weights, VALUES_PER_PIXEL)
+        divisors = [size for size in range(1, MOST_PIXELS + 1) if blocks.map_pixels % size == 0]
+        return blocks._replace(pixels=min((size for size in divisors if size >= FEWEST_PIXELS), default=divisors[-1]))
+
+    @classmethod
+    def of(cls, x: jax.Array, weights: jax.Array, values_per_pixel: int) -> '_Blocks':
+        """Blocks of one pixel, with as many images as `values_per_pixel` allows, but at least LANES."""
         batch, height, width, channels = x.shape
-        registers = -(-batch // LANES)
-        together = 1
-        if isinstance(batch, int):  # a program that is exported for any number of images has a symbol here
-            values = LANES * channels * weights.shape[-1]
-            together = _largest_divisor(registers, max(1, VALUES_PER_PIXEL // values))
-        return cls(LANES * together, registers // together, _pixels_per_block(height * width), height * width)
+        groups = -(-batch // LANES)
+        if not isinstance(batch, int):  # a program that is exported for any number of images has a symbol here
+            return cls(LANES, groups, 1, height * width)
+        together = _largest_divisor(groups, max(1, values_per_pixel // (LANES * channels * weights.shape[2])))
+        groups //= together
+        return cls(batch if groups == 1 else LANES * together, groups, 1, height * width)
+
+    @property
+    def lanes(self):
+        """The number of images in a block with their padding, a multiple of LANES."""
+        return -(-self.images // LANES) * LANES
 
     @property
     def count(self):
         return self.groups * (self.map_pixels // self.pixels)
 
-    def arguments(self, x, noise_masks, weights, slope):
-        """The rows of x, masks [pixels of an image, g or 1, m], weights [c, m], and slope, in float32 or wider."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        masks, weights, slope = jax.tree.map(lambda a: a.astype(wide), (noise_masks, weights, slope))
-        masks = masks.reshape(-1, *masks.shape[2:])
-        return self.rows(x), masks, weights.swapaxes(1, 2).reshape(-1, weights.shape[1]), slope
-
-    def rows(self, a: jax.Array, padding: str = 'edge') -> jax.Array:
-        """[b, h, w, ...] -> rows.
-
-        The last image is repeated: an activation may not be finite where the values are zeros (log, for example). The
-        cotangent has zeros there (`padding='constant'`), so that these images add nothing to sums.
-        """
+    def rows(self, a: jax.Array, padding: str = 'constant') -> jax.Array:
+        """[b, h, w, ...] -> rows; `padding` is a mode of jnp.pad, here and below."""
         columns = math.prod(a.shape[3:])
         a = jnp.pad(a, ((0, self.images * self.groups - a.shape[0]), *((0, 0),) * (a.ndim - 1)), padding)
         return a.reshape(self.images, self.groups * self.map_pixels, columns)
@@ -230,13 +248,14 @@ class _Blocks(NamedTuple):
 
     def empty(self, shape: tuple[int, ...], x: jax.Array) -> jax.Array:
         """Rows of an array of `shape` in the dtype of x, to be written."""
-        return jnp.broadcast_to(_zero(x, x.dtype), (self.images, self.groups * self.map_pixels, math.prod(shape[3:])))
+        return _zeros(x, (self.images, self.groups * self.map_pixels, math.prod(shape[3:])), x.dtype)
 
-    def read(self, rows: jax.Array, i: jax.Array, columns: int) -> jax.Array:
+    def read(self, rows: jax.Array, i: jax.Array, columns: int, padding: str = 'constant') -> jax.Array:
         """Block i of rows, [p, c, n], in float32 or wider; each column of the rows is repeated for its outputs."""
         block = lax.dynamic_slice_in_dim(rows, self._first_row(i), self.pixels, 1)
         block = block.astype(jnp.promote_types(rows.dtype, jnp.float32))
-        block = block.reshape(self.images, -1).T.reshape(self.pixels, -1, self.images)
+        block = jnp.pad(block, ((0, self.lanes - self.images), (0, 0), (0, 0)), padding)
+        block = block.reshape(self.lanes, -1).T.reshape(self.pixels, -1, self.lanes)
         return _repeat(block, columns)
 
     def read_noise(self, masks: jax.Array, i: jax.Array, columns: int, noise_level: float) -> jax.Array:
@@ -246,7 +265,7 @@ class _Blocks(NamedTuple):
 
     def write(self, rows: jax.Array, i: jax.Array, block: jax.Array) -> jax.Array:
         """Rows, with block i replaced by `block`, [p, columns, n]."""
-        block = block.reshape(-1, self.images).T.reshape(self.images, self.pixels, -1)
+        block = block.reshape(-1, self.lanes).T.reshape(self.lanes, self.pixels, -1)[: self.images]
         return lax.dynamic_update_slice_in_dim(rows, block.astype(rows.dtype), self._first_row(i), 1)
 
     def add_to_masks(self, masks_bar: jax.Array, i: jax.Array, noise_bar: jax.Array) -> jax.Array:
@@ -261,6 +280,13 @@ class _Blocks(NamedTuple):
 
     def _first_mask(self, i: jax.Array):
         return i // self.groups * self.pixels
+
+
+def _flat(noise_masks: jax.Array, weights: jax.Array, slope: jax.Array | None, dtype: jnp.dtype):
+    """Masks [pixels of an image, g or 1, m], weights [c, m], and slope, in float32 or wider where x has this dtype."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    masks, weights, slope = jax.tree.map(lambda a: a.astype(wide), (noise_masks, weights, slope))
+    return masks.reshape(-1, *masks.shape[2:]), weights.swapaxes(1, 2).reshape(-1, weights.shape[1]), slope
 
 
 @jax.custom_jvp
@@ -303,24 +329,19 @@ def _sum_repeated(a: jax.Array, channels: int) -> jax.Array:
     return a.sum(2)
 
 
-def _zero(a: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """A zero from which arrays are made that a loop fills.
+def _zeros(a: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Zeros that XLA does not know to be zeros, for arrays that a loop fills.
 
-    XLA:CPU would fill constant zeros for all layers when the program begins, and keep them. So this zero depends on a,
-    in a form that XLA cannot simplify. A NaN in a then makes all sums NaN; training stops on it anyway.
+    XLA:CPU would fill constant zeros for all layers when the program begins, and keep them. So these depend on a: for
+    any integer n, n (n + 1) is even.
     """
-    value = a.ravel()[0]
-    return jnp.where(value == value, 0, jnp.nan).astype(dtype)
+    n = a.ravel()[0].astype(jnp.int32)
+    return jnp.broadcast_to((n * (n + 1) % 2).astype(dtype), shape)
 
 
 def _largest_divisor(total: int, most: int) -> int:
     """The largest divisor of `total` up to `most`."""
     return max(size for size in range(1, most + 1) if total % size == 0)
-
-
-def _pixels_per_block(map_pixels: int) -> int:
-    divisors = [size for size in range(1, MOST_PIXELS + 1) if map_pixels % size == 0]
-    return min((size for size in divisors if size >= FEWEST_PIXELS), default=divisors[-1])
 
 
 def _masks_per_expression(num_masks: int) -> int:
