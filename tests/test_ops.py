@@ -105,6 +105,19 @@ def test_relu_keeps_nan_and_has_no_gradient_at_zero(implementation):
     np.testing.assert_array_equal(jnp.isnan(op(x.at[0, 0, 1].set(jnp.nan))).ravel(), [False, True, False])
 
 
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_nan_stays_where_it_is(implementation):
+    """Arrays that a loop fills begin as zeros, whatever the first values of x and of the cotangent are."""
+    arguments = random_arguments((3, 2, 4, 2), num_masks=3, outputs=1, share_masks=True)
+    x, masks, weights, y_bar = map(jnp.asarray, arguments)
+    op = partial(perturb_combine, noise_level=0.5, activation='relu', implementation=implementation)
+    y, pullback = jax.vjp(lambda x: op(x, masks, weights), x.at[0, 0, 0, 0].set(jnp.nan))
+    (x_bar,) = pullback(y_bar.at[0, 0, 0, 0].set(jnp.nan))
+    assert jnp.isnan(y.ravel()[0])
+    assert jnp.isfinite(y.ravel()[1:]).all()
+    assert jnp.isfinite(x_bar.ravel()[1:]).all()
+
+
 def test_reference_as_an_implementation_and_the_choice_by_platform_equal_the_reference():
     with jax.enable_x64(True):
         arguments = random_arguments((3, 2, 3, 4), num_masks=5, outputs=2, share_masks=False)
@@ -126,17 +139,18 @@ def test_implementations_equal_the_reference_for_any_shape(shape, num_masks, out
 
 
 @pytest.mark.parametrize(
-    ('shape', 'num_masks', 'values'),
+    ('shape', 'num_masks', 'forward', 'backward'),
     [
-        ((35, 8, 8, 3), 6, 1),  # 3 groups of images, the last padded, and 2 blocks of pixels
-        ((35, 3, 5, 3), 6, 1),  # 3 groups of images and 1 block of 15 pixels
-        ((35, 8, 8, 3), 40, 2048),  # 1 group of 48 images, and 2 groups of masks
-        ((4, 7, 7, 2), 37, 2048),  # a block of 49 pixels, and 37 groups of masks
+        ((35, 8, 8, 3), 6, 400, 1),  # 35 images and a pixel; backward 3 groups of images, the last padded, of 32 pixels
+        ((35, 3, 5, 3), 6, 1, 1),  # 3 groups of images and a pixel; backward 15 pixels
+        ((35, 8, 8, 3), 40, 2048, 2048),  # 35 images and 4 pixels; backward 32 pixels, and 2 groups of masks
+        ((4, 7, 7, 2), 37, 512, 2048),  # 7 pixels, or 1 where masks are not shared; backward 49, and 37 groups of masks
     ],
 )
 @pytest.mark.parametrize('share_masks', [False, True])
-def test_blocks_of_the_cpu_equal_the_reference(shape, num_masks, values, share_masks, monkeypatch):
-    monkeypatch.setattr(cpu, 'VALUES_PER_PIXEL', values)
+def test_blocks_of_the_cpu_equal_the_reference(shape, num_masks, forward, backward, share_masks, monkeypatch):
+    monkeypatch.setattr(cpu, 'VALUES', forward)
+    monkeypatch.setattr(cpu, 'VALUES_PER_PIXEL', backward)
     with jax.enable_x64(True):
         arguments = random_arguments(shape, num_masks=num_masks, outputs=2, share_masks=share_masks)
         compare_with_reference(arguments, ['cpu'], activation='prelu')
