@@ -11,6 +11,8 @@ import json
 import math
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -18,7 +20,7 @@ from experiments.compile import __main__ as command
 from experiments.compile import scaling, targets
 from experiments.compile.__main__ import main, read_records, write_records
 from experiments.compile.layers import Layer, compiled_steps, measure_layers
-from experiments.compile.measure import Request, count, in_child, measure
+from experiments.compile.measure import Request, count, in_child, measure, reason
 from experiments.compile.scaling import Step, share_of_compute
 from experiments.compile.schedule import count_bundles
 from experiments.compile.table import table
@@ -32,6 +34,8 @@ def needs_compilers(test):
     reason = f'not installed: {", ".join(MISSING)}; pip install -e ".[tpu-compile,gpu-compile]"'
     return pytest.mark.compile(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
 
+
+MEASURED = {'memory': 1, 'memory_there': 2, 'loops': 0, 'kernels': 1, 'collectives': {}, 'compile_seconds': 1}
 
 # Small, because only the structure of the compiled program is looked at.
 SMALL = {'size': 8, 'channels': 128, 'num_masks': 16}
@@ -134,11 +138,15 @@ def test_gpu_compiler_still_aborts_on_the_smallest_program():
         (['--batch_size=7'], ["'7'", '0,16,128,1024']),
         (['--output=s3://bucket/x'], ['--output=s3://bucket/x', 'URL']),
         (['--config=baseline,shard_masks'], ['--config=shard_masks', 'there is no such file', 'shared_masks']),
-        ([f'--readme={targets.__file__}'], ['compiled: begin', 'compiled: end']),
+        (['--target=v5e,v4', '--devices=256'], ['--devices=256', 'v4', '1,4,16']),
+        (['--target='], ['--target', 'one value']),
+        ([f'--readme={targets.__file__}'], ['--readme', 'needs --output']),
+        ([f'--readme={targets.__file__}', '--output=records.json'], ['compiled: begin', 'compiled: end']),
     ],
 )
-def test_wrong_options_are_refused_in_one_line(options, words, monkeypatch):
-    monkeypatch.setattr(targets, 'missing_compiler', lambda target: '')
+def test_wrong_options_are_refused_in_one_line(options, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, 'missing_compiler', lambda target: '')
     with pytest.raises(InputError) as error:
         main(options)
     assert '\n' not in str(error.value)
@@ -157,15 +165,43 @@ def test_what_did_not_compile_is_tried_again(tmp_path, monkeypatch, capsys):
     assert 'exit -9' in capsys.readouterr().out and not answers
 
 
+def test_a_failed_attempt_keeps_what_compiled_and_what_another_command_added(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, 'missing_compiler', lambda target: '')
+    output = tmp_path / 'new' / 'compiled.json'
+    flags = ['--config=quickstart', '--program=train', f'--output={output}']
+    monkeypatch.setattr(command, 'measure', lambda request, schedules: MEASURED)
+    main(flags)
+    (first,) = read_records(output)
+    monkeypatch.setattr(command, 'measure', lambda request, schedules: {'error': 'killed by SIGKILL'})
+    with pytest.raises(RunError, match='killed by SIGKILL'):
+        main([*flags, '--schedules'])
+    assert read_records(output) == [first]
+
+    def meanwhile(request, schedules):
+        write_records(output, [first, first | {'request': first['request'] | {'devices': 4}}])
+        return MEASURED
+
+    monkeypatch.setattr(command, 'measure', meanwhile)
+    main([*flags, '--target=h100'])
+    assert [(r['request']['target'], r['request']['devices']) for r in read_records(output)] == [
+        ('v5e', 1), ('v5e', 4), ('h100', 1),
+    ]  # fmt: skip
+
+
+def test_a_killed_compiler_is_told_by_its_signal():
+    child = "import os; os.write(2, b'I0000 00:00 cudart_stub.cc] no GPU'); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, '-c', child], capture_output=True, text=True)
+    assert reason(killed) == 'killed by SIGKILL'
+
+
 def test_schedules_are_added_to_the_records_of_tpus_that_have_none(tmp_path, monkeypatch):
     monkeypatch.setattr(command, 'missing_compiler', lambda target: '')
     compiled = []
 
     def measure(request, schedules):
         compiled.append((request.target, schedules))
-        record = {'memory': 1, 'memory_there': 2, 'loops': 0, 'kernels': 1, 'collectives': {}, 'compile_seconds': 1}
         static = {'bundles': 5, 'static_milliseconds': 0.1, 'unknown_loops': 0}
-        return record | static if schedules and request.target == 'v5e' else record
+        return MEASURED | static if schedules and request.target == 'v5e' else MEASURED
 
     monkeypatch.setattr(command, 'measure', measure)
     flags = ['--config=quickstart', '--program=train', f'--output={tmp_path}/compiled.json', '--target=v5e,h100']
@@ -175,12 +211,16 @@ def test_schedules_are_added_to_the_records_of_tpus_that_have_none(tmp_path, mon
     assert ['bundles' in record for record in read_records(tmp_path / 'compiled.json')] == [False, True]
 
 
-def test_output_that_holds_something_else_is_refused_and_kept(tmp_path):
+@pytest.mark.parametrize(
+    'text',
+    ['{"a": 1}', '{}', '[1]', '[{"request": {"target": "v5e", "program": "train", "config": "quickstart"}}]'],
+)
+def test_output_that_holds_something_else_is_refused_and_kept(text, tmp_path):
     output = tmp_path / 'notes.json'
-    output.write_text('{"a": 1}')
+    output.write_text(text)
     with pytest.raises(InputError, match='is not a list of records'):
         read_records(output)
-    assert output.read_text() == '{"a": 1}'
+    assert output.read_text() == text
 
 
 def test_records_are_read_back_and_shown(tmp_path):

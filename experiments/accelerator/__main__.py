@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = stages(options.output, options.golden, options.grid, options.data_path, torch=torch)
         return choose(found, options.stages)
 
+    planned = of_device(torch=True)
     if options.plan:
-        print_plan(of_device(torch=True), (options.time_budget - GRACE) / 60)
+        print_plan(planned, (options.time_budget - GRACE) / 60)
         return 0
     device = accelerator()
     make_folder(options.output, '--output')
@@ -115,7 +116,7 @@ def accelerator() -> Device:
     except subprocess.TimeoutExpired:
         raise InputError('jax does not answer within three minutes') from None
     if answer.returncode:
-        raise InputError(f'jax or a library fails here: {last_line(answer.stderr)}')
+        raise InputError(f'jax or a library fails here: {last_line(answer.stderr).removeprefix("error: ")}')
     platform, _, kind = answer.stdout.strip().split('\n')[-1].partition(':')
     if platform == 'cpu':
         raise InputError('jax finds no GPU or TPU here; --plan shows what would run')

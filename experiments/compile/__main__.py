@@ -3,8 +3,9 @@
 python -m experiments.compile --target=v5e,h100 --config=shared_masks --batch_size=16,128 --output=compiled.json
 
 Every combination is compiled in a process of its own and added to the output at once; the same command again compiles
-what is missing or did not compile, and with --schedules what has no static time yet. At the end all records of the
-output are printed as a Markdown table. The exit code is 1 if something does not compile.
+what is missing or did not compile, and with --schedules what has no static time yet. A record of a program that did
+compile stays where another attempt fails. At the end all records of the output are printed as a Markdown table. The
+exit code is 1 if something does not compile.
 
 Needs the compilers: pip install -e '.[tpu-compile]' for v4, v5e, v5p and v6e, '.[gpu-compile]' for h100.
 """
@@ -19,11 +20,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from experiments.command import Parser, exit_code, replace_section, some_of, write_file
+from experiments.command import Parser, exit_code, make_folder, replace_section, some_of, write_file
 from experiments.compile.measure import PROGRAMS, Request, measure
 from experiments.compile.programs import check_config
-from experiments.compile.table import table
-from experiments.compile.targets import TARGETS, missing_compiler
+from experiments.compile.table import row, table
+from experiments.compile.targets import TARGETS, check_devices, missing_compiler
 from pnn_jax.errors import InputError, RunError, os_reason
 from pnn_jax.paths import replace_file
 
@@ -40,8 +41,11 @@ def read_records(path: Path) -> list[dict]:
     """
     try:
         records = json.loads(path.read_text())
+        if not isinstance(records, list):
+            raise TypeError('not a list')
         for record in records:
             Request(**record['request'])
+            row(record)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -70,17 +74,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--schedules', action='store_true', help='also the static time on TPUs; compiles far longer')
     parser.add_path('--output', help='JSON file of records; default: none is kept')
     parser.add_path(
-        '--readme', help='Markdown file whose table, between the lines compiled: begin and end, is replaced'
+        '--readme',
+        help='Markdown file whose table, between the lines compiled: begin and end, is replaced by that of the output',
     )
     args = parser.parse_args(argv)
-    if args.readme:
-        replace_section(args.readme, 'compiled', '')  # a file without the lines is refused now, not after an hour
+    for name in ('target', 'devices', 'program', 'batch_size', 'dtype'):
+        if not getattr(args, name):
+            raise InputError(f'--{name}: needs one value at least')
     for config in args.config.split(','):
         check_config(config)
+    for target, devices in itertools.product(args.target, args.devices):
+        check_devices(target, devices)
     for target in args.target:
         if package := missing_compiler(target):
             raise InputError(f'--target={target}: its compiler is not installed (no Python package {package})')
-    records = read_records(args.output) if args.output else []
+    # Files that cannot be used are refused now, and not after an hour.
+    if args.readme:
+        if not args.output:
+            raise InputError('--readme: needs --output, whose records its table shows')
+        replace_section(args.readme, 'compiled', '')
+    records = []
+    if args.output:
+        records = read_records(args.output)
+        make_folder(args.output.parent, '--output')
+        write_records(args.output, records)
     failed = []
     combinations = itertools.product(
         args.config.split(','), args.target, args.devices, args.batch_size, args.dtype, args.program
@@ -95,8 +112,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured = measure(request, schedules=args.schedules)
         record = {'request': dataclasses.asdict(request), 'jax': metadata.version('jax'), **measured}
         if 'error' in record:
-            failed.append(f'{config}, {program}, for {devices} x {target}')
-        records = [record for record in records if record not in before] + [record]
+            failed.append(f'{config}, {program}, for {devices} x {target} ({record["error"]})')
+            if before and 'error' not in before[0]:
+                continue
+        if args.output:  # another command may have added to it
+            records = read_records(args.output)
+        records = [record for record in records if Request(**record['request']) != request] + [record]
         if args.output:
             write_records(args.output, records)
     print(table(records))

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,10 @@ PROGRAMS = ('train', 'step', 'evaluate')
 
 # HLO operations that exchange data between devices; the asynchronous ones are counted at their start.
 COLLECTIVES = re.compile(r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(')
+
+
+# What libraries write to standard error: a level, month and day, and a time.
+LOG_LINE = re.compile(r'[IWE]\d{4} ')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ def in_child(module: str, target: str, request: dict, timeout: float, schedules:
         except subprocess.TimeoutExpired:
             return {'error': f'still compiling after {timeout:.0f} s'}
         if child.returncode:
-            return {'error': _reason(child)}
+            return {'error': reason(child)}
         with open(output) as file:
             return json.load(file)
 
@@ -93,12 +98,14 @@ def answer(work: Callable[[dict, str], Any]) -> None:
         json.dump(result, file)
 
 
-def _reason(child: subprocess.CompletedProcess) -> str:
+def reason(child: subprocess.CompletedProcess) -> str:
     """Why a child failed, as one line: a failed check of the compiler, or the last line of a Python error."""
     lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
     checks = [line for line in lines if 'Check failed' in line or 'RESOURCE_EXHAUSTED' in line]
-    message = checks[0] if checks else lines[-1] if lines else ''
-    return f'exit {child.returncode}: {message[:300]}'
+    errors = [line for line in lines if not LOG_LINE.match(line)]
+    code = child.returncode
+    ended = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exit {code}'
+    return ': '.join([ended, *(checks[:1] or errors[-1:])])[:320]
 
 
 def describe(lowered, target: str, schedule_folder: str) -> dict:

@@ -12,6 +12,8 @@ import pathlib
 import jax
 from jax.experimental import topologies
 
+from pnn_jax.errors import InputError
+
 GIB = 2**30
 
 
@@ -53,6 +55,14 @@ ENVIRONMENT = {
 
 _PACKAGES = {'tpu': 'libtpu', 'cuda': 'jax_plugins.xla_cuda12'}
 _H100_DESCRIPTION = pathlib.Path(__file__).with_name('descriptions') / 'h100.txtpb'
+
+
+def check_devices(target: str, devices: int) -> None:
+    """Raises InputError where no slice of a TPU has that many devices."""
+    slices = TARGETS[target].slices
+    if slices and devices not in slices and devices > min(slices):
+        allowed = ','.join(map(str, [1, *slices]))
+        raise InputError(f'--devices={devices}: for {target} it must be one of {allowed}')
 
 
 def missing_compiler(target: str) -> str:
