@@ -27,8 +27,8 @@ PROGRAMS = ('train', 'step', 'evaluate')
 COLLECTIVES = re.compile(r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(')
 
 
-# What libraries write to standard error: a level, month and day, and a time.
-LOG_LINE = re.compile(r'[IWE]\d{4} ')
+# What libraries log to standard error: a level, month and day, and a time.
+LOG_LINE = re.compile(r'[IWE]\d{4} |WARNING: All log messages')
 
 
 @dataclasses.dataclass(frozen=True)
