@@ -50,7 +50,7 @@ def assert_equals_xla(x_shape, kernel_shape, stride, padding, dtype, tolerance):
 @settings(max_examples=5, deadline=None)
 @given(
     height=st.sampled_from([3, 6, 16, 17]),
-    width=st.sampled_from([4, 5, 16, 20]),  # blocks of columns need a multiple of 4, and 16 or more
+    width=st.sampled_from([4, 5, 16, 20]),  # a sum over taps needs 16 or more
     channels=st.integers(1, 6),
     outputs=st.integers(1, 6),
     stride=st.integers(1, 2),
@@ -62,10 +62,9 @@ def test_equals_xla_in_float64(height, width, channels, outputs, stride, batch):
         assert_equals_xla(*shapes, stride, 1, jnp.float64, 1e-14)
 
 
-# One shape for each way to compute the gradient of the kernel, and 5x5, which is XLA's alone.
 SHAPES = {
-    'by columns': ((8, 16, 16, 3), (3, 3, 3, 2), 1),
-    'by taps': ((4, 5, 8, 16), (3, 3, 16, 5), 2),
+    'sum over taps': ((8, 16, 16, 3), (3, 3, 3, 2), 1),
+    'stride 2': ((4, 5, 8, 16), (3, 3, 16, 5), 2),
     '5x5': ((2, 6, 6, 2), (5, 5, 2, 3), 1),
 }
 
@@ -87,7 +86,7 @@ def test_errors_in_narrow_types(shape, dtype, tolerance):
 def test_shards_of_the_batch_stay_on_their_devices():
     devices = jax.devices()
     mesh = jax.sharding.Mesh(np.array(devices), ('batch',))
-    x_shape, kernel_shape, stride = SHAPES['by columns']
+    x_shape, kernel_shape, stride = SHAPES['sum over taps']
     shardings = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (('batch',), (), ('batch',))]
     case = random_case(x_shape, kernel_shape, stride, 1, jnp.float32)
 
@@ -103,7 +102,7 @@ def test_shards_of_the_batch_stay_on_their_devices():
 
 
 def test_vmap_equals_a_loop():
-    x_shape, kernel_shape, stride = SHAPES['by columns']
+    x_shape, kernel_shape, stride = SHAPES['sum over taps']
     runs = [random_case(x_shape, kernel_shape, stride, 1, jnp.float32, seed) for seed in range(2)]
     run = partial(values_and_gradients, conv, stride=stride, padding=1)
     together = compile_without_optimization(jax.vmap(run))(*map(jnp.stack, zip(*runs, strict=True)))

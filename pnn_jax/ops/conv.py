@@ -1,29 +1,21 @@
-"""Convolution, with passes of its own on CPUs for those 3x3 kernels for which XLA's convolution is slow.
+"""Convolution, with a pass of its own on CPUs for those 3x3 kernels for which XLA's convolution is slow.
 
 y[b, h', w', o] = sum over i, j, c of kernel[i, j, c, o] * padded_x[b, h' * stride + i, w' * stride + j, c]
 
 In all shapes, b counts images, h and w rows and columns of x, h' and w' those of y, c input and o output channels.
 
-XLA:CPU puts channels into vector registers. With five channels, most of a register is empty; and in the gradient of the
-kernel, which sums over all pixels, XLA is slow for most numbers of channels. For these cases there are three functions:
-
-* `_sum_over_taps`, for y and for the gradient of x, puts pixels into the registers instead of channels;
-* `_kernel_gradient_by_columns` and `_kernel_gradient_by_taps` compute the gradient of the kernel as matrix products.
-
-Each pass chooses by shape when it is traced, and by platform when the program is lowered. All other shapes and kernel
-sizes, and all platforms other than the CPU, use XLA's convolution.
+XLA:CPU puts channels into vector registers. With five channels, most of a register is empty. For these cases
+`_sum_over_taps` computes y and the gradient of x with pixels in the registers. Each pass chooses by shape when it is
+traced, and by platform when the program is lowered. The gradient of the kernel, all other shapes and kernel sizes, and
+all platforms other than the CPU, use XLA's convolution.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-# Columns of y that `_kernel_gradient_by_columns` treats as one. 8 and 16 were no faster.
-COLUMNS = 4
 
 # `_sum_over_taps` loops over groups of this many images.
 IMAGES_PER_ITERATION = 8
@@ -32,7 +24,7 @@ IMAGES_PER_ITERATION = 8
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
     """A convolution as in PyTorch, with a square kernel, and without a bias.
 
-    Reverse-mode gradients exist for x and kernel; forward mode (jax.jvp) is not supported. The CPU's own passes sum in
+    Reverse-mode gradients exist for x and kernel; forward mode (jax.jvp) is not supported. The CPU's own pass sums in
     float32 or wider.
 
     Args:
@@ -48,7 +40,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
 
 
 # The function is chosen inside the forward and inside the backward function of one custom_vjp. If JAX differentiated
-# through the choice, it would keep the residuals of all alternatives.
+# through the choice, it would keep the residuals of both.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -65,7 +57,8 @@ def _conv_forward(stride, padding, x, kernel):
 
 def _conv_backward(stride, padding, arguments, y_bar):
     x, kernel = arguments
-    return _x_gradient(stride, padding, x, kernel, y_bar), _kernel_gradient(stride, padding, x, kernel, y_bar)
+    (kernel_bar,) = jax.linear_transpose(lambda kernel: _xla_conv(stride, padding, x, kernel), kernel)(y_bar)
+    return _x_gradient(stride, padding, x, kernel, y_bar), kernel_bar
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
@@ -85,35 +78,22 @@ def _x_gradient(stride: int, padding: int, x: jax.Array, kernel: jax.Array, y_ba
     return xla(kernel, y_bar)
 
 
-def _kernel_gradient(stride: int, padding: int, x: jax.Array, kernel: jax.Array, y_bar: jax.Array) -> jax.Array:
-    def xla(x, y_bar):
-        (kernel_bar,) = jax.linear_transpose(lambda kernel: _xla_conv(stride, padding, x, kernel), kernel)(y_bar)
-        return kernel_bar
-
-    cpu = _faster_kernel_gradient(stride, kernel, y_bar)
-    if cpu is None:
-        return xla(x, y_bar)
-    return lax.platform_dependent(x, y_bar, cpu=partial(cpu, len(kernel), stride, padding), default=xla)
-
-
 def _xla_conv(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), ((padding, padding),) * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
 
 
-# Which function is faster was measured in float32, on one core of an AMD EPYC with AVX2, a shared machine. XLA's
-# convolution -> ours, in milliseconds a pass, batch 128 (last two lines: 16), stride 1 unless stated:
+# Measured in float32 on one core of an Intel Xeon with AVX-512, a shared machine, with the flags of `runtime.py`. XLA's
+# convolution -> ours, milliseconds a pass, batch 128, stride 1, two turns:
 #
-#                       y            gradient of x   gradient of the kernel
-#   32x32,  5 ->  5     14.5 ->  7.1  14.3 ->  6.5    16.7 -> 10.9 by columns
-#   32x32,  3 -> 14     18.2 ->  7.4                  52.4 -> 12.0 by columns
-#   32x32, 10 -> 10     16.2 -> 32.4                 167.9 -> 28.1 by columns
-#   16x16, 10 -> 10      4.2 ->  7.9                   6.6 ->  5.7 by columns
-#    8x8,  20 -> 20                                    2.6 ->  3.0 by taps
-#   32x32, 10 -> 20, stride 2                         14.0 ->  9.9 by taps
-#   32x32, 44 -> 44                                   46.4 -> 24.8 by taps, 28.8 -> 18.4 by columns
-#   16x16, 88 -> 88                                   16.8 -> 12.1 by taps, 16.8 -> 16.1 by columns
+#                    y                          gradient of x
+#   32x32,  3 ->  5  17.2 ->  4.4,  9.5 ->  2.7
+#   32x32,  3 -> 14  17.0 ->  6.7, 13.3 ->  4.8
+#   32x32,  5 ->  5  20.3 ->  8.5, 11.4 ->  6.5  20.1 ->  8.0, 11.1 ->  4.8
+#   32x32, 14 -> 14  29.5 -> 33.5, 31.3 -> 30.9  28.4 -> 31.0, 30.1 -> 31.4
+#   28x28,  8 ->  8   8.4 ->  8.4,  5.4 ->  6.9   6.8 -> 11.7,  5.6 -> 12.8
+#   16x16, 10 -> 10   5.4 ->  4.4,  3.7 ->  3.9   5.2 ->  4.0,  3.1 ->  4.0
 
 
 def _sum_over_taps_is_faster(stride: int, x: jax.Array, kernel: jax.Array, outputs: int) -> bool:
@@ -122,18 +102,6 @@ def _sum_over_taps_is_faster(stride: int, x: jax.Array, kernel: jax.Array, outpu
         return False
     few = channels <= 8 and outputs <= 16 and channels * outputs <= 50
     return len(kernel) == 3 and stride == 1 and min(height, width) >= 16 and few
-
-
-def _faster_kernel_gradient(stride: int, kernel: jax.Array, y_bar: jax.Array) -> Callable | None:
-    size, _, channels, _ = kernel.shape
-    _, height, width, _ = y_bar.shape
-    if size != 3:
-        return None
-    if stride == 1 and channels < 64 and min(height, width) >= 16 and width % COLUMNS == 0:
-        return _kernel_gradient_by_columns
-    if stride == 2 or channels >= 64:
-        return _kernel_gradient_by_taps
-    return None
 
 
 def _sum_over_taps(padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -163,47 +131,3 @@ def _sum_over_taps(padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     groups = jnp.moveaxis(x.reshape(images, len(x) // images, *x.shape[1:]), 1, 0)
     y = jnp.moveaxis(lax.map(convolve, groups), 0, 1)
     return y.reshape(len(x), *y.shape[2:]).astype(x.dtype)
-
-
-def _kernel_gradient_by_columns(size: int, stride: int, padding: int, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """One matrix product per row of the kernel, between blocks of COLUMNS columns of y_bar and what they see of x.
-
-    A product with few channels is slow, because it has few rows and columns. The blocks make it COLUMNS times wider,
-    but it then has entries for all pairs of columns; those further apart than the kernel is wide are not used.
-    """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    batch, height, width, outputs = y_bar.shape
-    channels = x.shape[-1]
-    blocks, seen = width // COLUMNS, (COLUMNS - 1) * stride + size
-    x = _pad(x, padding)
-    starts = range(0, blocks * COLUMNS * stride, COLUMNS * stride)
-    x = jnp.stack([x[:, :, start : start + seen].reshape(*x.shape[:2], seen * channels) for start in starts], 2)
-    y_bar = y_bar.reshape(batch * height * blocks, COLUMNS * outputs)
-    products = []
-    for i in range(size):
-        rows = x[:, i : i + (height - 1) * stride + 1 : stride].reshape(batch * height * blocks, seen * channels)
-        products.append(jnp.matmul(rows.T, y_bar, preferred_element_type=wide))
-    pairs = jnp.stack(products).reshape(size, seen, channels, COLUMNS, outputs)
-    of_columns = [pairs[:, n * stride : n * stride + size, :, n] for n in range(COLUMNS)]
-    return reduce(jnp.add, of_columns).astype(x.dtype)
-
-
-def _kernel_gradient_by_taps(size: int, stride: int, padding: int, x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """One matrix product per tap, between the pixels of x that the tap is applied to and y_bar."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    batch, height, width, outputs = y_bar.shape
-    channels = x.shape[-1]
-    x = _pad(x, padding)
-    y_bar = y_bar.reshape(batch * height * width, outputs)
-    products = []
-    for i in range(size):
-        for j in range(size):
-            pixels = x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
-            pixels = pixels.reshape(batch * height * width, channels)
-            products.append(jnp.matmul(pixels.T, y_bar, preferred_element_type=wide))
-    return jnp.stack(products).reshape(size, size, channels, outputs).astype(x.dtype)
-
-
-def _pad(x: jax.Array, padding: int) -> jax.Array:
-    """x [b, h, w, c] with zeros around every map."""
-    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
