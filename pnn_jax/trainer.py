@@ -25,7 +25,7 @@ from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.hosts import agreed, replicate
 from pnn_jax.models.registry import create_model
-from pnn_jax.models.variables import init_variables, variable_shapes
+from pnn_jax.models.variables import draw_variables, jit_draws, variable_shapes
 from pnn_jax.optim import Schedule, create_optimizer, learning_rate_schedule
 from pnn_jax.run.console import say
 from pnn_jax.run.result import DataSummary
@@ -141,7 +141,8 @@ class Trainer:
         """Begins to compile `train_steps` for every shape of batches of an epoch, in the order of the epoch.
 
         It returns while a thread compiles. `wait_for_program` waits for one program, so that the first step does not
-        wait for those of other shapes.
+        wait for those of other shapes. The first one is traced before it returns: what the caller traces meanwhile
+        would take turns with it.
         """
         if self._programs:
             return
@@ -150,7 +151,9 @@ class Trainer:
         state, fixed = jax.tree.map(on_mesh, self.shapes)
         thread = ThreadPoolExecutor(max_workers=1)
         for batches in self.feed.shapes():
-            compiling = thread.submit(lambda some: self.train_steps.lower(state, fixed, some).compile(), batches)
+            lower = partial(self.train_steps.lower, state, fixed, batches)
+            lowered = None if self._programs else lower()
+            compiling = thread.submit(lambda lowered, lower: (lowered or lower()).compile(), lowered, lower)
             self._programs[batches.batch_size, batches.num_steps] = compiling
         thread.submit(release_unused)
         thread.shutdown(wait=False)
@@ -204,10 +207,19 @@ class Trainer:
             wait(self._programs.values())
         init_key, run_key = jax.random.split(jax.random.key(seed))
         mask_key = jax.random.key(mask_seed)
-        variables = init_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
-        state, fixed = replicate(self._start(variables, run_key), self.replicated)
+        state, fixed = replicate(self._draw(init_key, mask_key, run_key), self.replicated)
         release_unused()
         return state, fixed
+
+    @cached_property
+    def _draw(self) -> Callable[..., tuple[TrainState, Variables]]:
+        """The compiled (key of the weights, key of the masks, key of the run) -> what `init` returns."""
+
+        def draw(init_key, mask_key, run_key):
+            variables = draw_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
+            return self._start(variables, run_key)
+
+        return jit_draws(draw)
 
     @cached_property
     def shapes(self) -> tuple[TrainState, Variables]:

@@ -2,14 +2,12 @@
 
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 from command_line import QUICKSTART
 
 from pnn_jax import trainer
 from pnn_jax.models.resnet import ResNet
-from pnn_jax.models.variables import draw_variables
 
 NUM_TRAIN, NUM_TEST = 48, 30
 
@@ -52,7 +50,7 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
     alone share the compiled functions. `Trainer.compile` does nothing: the first call compiles.
     """
     create = trainer.Trainer.create.__func__
-    trainers, programs, draws = {}, {}, {}
+    trainers, programs = {}, {}
 
     def create_once(cls, config, data=None):
         if data is None or not data.digest:
@@ -67,22 +65,15 @@ def share_programs(patch: pytest.MonkeyPatch) -> None:
     def share(made):
         config = made.config
         parts = (config.model, config.optimizer, config.schedule, config.data.mean, config.data.std)
-        key = str((*parts, config.data.augment, made.data.class_names, made.steps_per_epoch))
+        data = config.data.augment, made.data.class_names, made.feed.image_shape
+        key = str((*parts, *data, made.steps_per_epoch))
         same = programs.setdefault(key, made)
-        compiled = ('train_steps', 'train_together', '_evaluate')
+        compiled = ('train_steps', 'train_together', '_evaluate', '_draw')
         made.__dict__.update({name: getattr(same, name) for name in compiled})
         return made
 
-    def init_once(model, image_shape, *, key, mask_key):
-        if (id(model), image_shape) not in draws:
-            draw = lambda key, mask_key: draw_variables(model, image_shape, key=key, mask_key=mask_key)
-            compiled = jax.jit(draw, compiler_options={'xla_backend_optimization_level': 0})
-            draws[id(model), image_shape] = model, compiled  # the model stays alive, so that nothing else gets its id
-        return draws[id(model), image_shape][1](key, mask_key)
-
     patch.setattr(trainer.Trainer, 'create', classmethod(create_once))
     patch.setattr(trainer.Trainer, 'compile', lambda self: None)
-    patch.setattr(trainer, 'init_variables', init_once)
 
 
 def shortened(model):

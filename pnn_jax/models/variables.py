@@ -1,5 +1,6 @@
 """The variables of a fresh network: weights from one key, noise masks from another."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -34,11 +35,17 @@ def init_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.A
 
     Returns:
         The collections: `params`; `batch_stats`, `noise_masks` and `frozen` where the network has them.
+    """
+    draw = lambda key, mask_key: draw_variables(model, image_shape, key=key, mask_key=mask_key)
+    traced = any(isinstance(one, jax.core.Tracer) for one in (key, mask_key))
+    return (draw if traced else jit_draws(draw))(key, mask_key)
+
+
+def jit_draws(draw: Callable) -> Any:
+    """jax.jit for a function whose work is random draws; not for use inside jit.
 
     A CPU compiles it without optimizations: with them, the draws of a network take longer to compile than its training
     step.
     """
-    draw = lambda key, mask_key: draw_variables(model, image_shape, key=key, mask_key=mask_key)
-    traced = any(isinstance(one, jax.core.Tracer) for one in (key, mask_key))  # in a program of the caller: no options
-    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' and not traced else None
-    return jax.jit(draw, compiler_options=options)(key, mask_key)
+    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    return jax.jit(draw, compiler_options=options)

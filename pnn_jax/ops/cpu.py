@@ -77,8 +77,8 @@ def combine(
         x, noise = blocks.read(x_rows, i, columns), blocks.read_noise(masks, i, columns, noise_level)
 
         def add_masks(_, y, noise, weights):
-            respond = lambda m: _activate(activation, x + noise[:, :, m, None], slope)
-            return y + _sum([weights[None, :, m, None] * respond(m) for m in range(weights.shape[1])])
+            terms = zip(_slices(noise, 2), _slices(weights[None], 2), strict=True)
+            return y + _sum([weight * _activate(activation, x + mask, slope) for mask, weight in terms])
 
         y = _for_groups_of_masks(add_masks, jnp.zeros_like(x), noise, flat_weights)
         return blocks.write(y_rows, i, y)
@@ -116,21 +116,19 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
                 blocks.read_noise(masks, i, columns, noise_level),
             )
         )
-        x_and_slope = jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), (x, wide_slope))
 
         def add_masks(_, derivatives, noise, weights):
-            def term(m):
-                respond = lambda x, slope: _activate(activation, x + noise[:, :, m, None], slope)
-                return jax.vjp(respond, *x_and_slope)[1](jnp.broadcast_to(weights[None, :, m, None], x.shape))
-
-            return jax.tree.map(jnp.add, derivatives, _sum([term(m) for m in range(weights.shape[1])]))
+            terms = zip(_slices(noise, 2), _slices(weights[None], 2), strict=True)
+            terms = [_pull_back(activation, x + mask, wide_slope, weight) for mask, weight in terms]
+            return jax.tree.map(jnp.add, derivatives, _sum(terms))
 
         # The derivatives of y by x and slope. y_bar is a factor of all their terms, so it is multiplied once.
-        start = jax.tree.map(jnp.zeros_like, x_and_slope)
+        start = jax.tree.map(lambda _: jnp.zeros_like(x), (x, wide_slope))
         derivatives = _for_groups_of_masks(add_masks, start, noise, flat_weights)
         x_bar, more_slope_bar = jax.tree.map(lambda derivative: derivative * y_bar, derivatives)
-        respond = lambda p: _activate(activation, x[p, :, None] + noise[p, :, :, None], wide_slope)
-        weights_bar = weights_bar + _sum([y_bar[p, :, None] * respond(p) for p in range(blocks.pixels)])
+        pixels = zip(*(_slices(a, 0) for a in (x[:, :, None], noise[..., None], y_bar[:, :, None])), strict=True)
+        terms = [y_bar * _activate(activation, x + noise, wide_slope) for x, noise, y_bar in pixels]
+        weights_bar = weights_bar + _sum(terms)[0]
         # Compiled away where the masks are fixed.
         noise_bar = _noise_gradient(activation, x, noise, flat_weights, wide_slope, y_bar, masks.shape[1])
         return (
@@ -166,11 +164,8 @@ def _noise_gradient(activation, x, noise, weights, slope, y_bar, channels):
         def add_images(i, total):
             first = i * IMAGES_PER_EXPRESSION
             images = [lax.dynamic_slice_in_dim(a, first, IMAGES_PER_EXPRESSION, 2) for a in (x, y_bar)]
-            for n in range(IMAGES_PER_EXPRESSION):
-                x_image, y_bar_image = (a[:, :, n, None] for a in images)
-                respond = lambda noise, x_image=x_image: _activate(activation, x_image + noise, slope)
-                pullback = jax.vjp(respond, jnp.broadcast_to(noise, total.shape))[1]
-                total = total + pullback(jnp.broadcast_to(y_bar_image, total.shape))[0]
+            for x_image, y_bar_image in zip(*(_slices(a, 2) for a in images), strict=True):
+                total = total + _pull_back(activation, x_image + noise, slope, y_bar_image)[0]
             return total
 
         total = jnp.zeros((*x.shape[:2], group), x.dtype)
@@ -289,20 +284,28 @@ def _flat(noise_masks: jax.Array, weights: jax.Array, slope: jax.Array | None, d
     return masks.reshape(-1, *masks.shape[2:]), weights.swapaxes(1, 2).reshape(-1, weights.shape[1]), slope
 
 
-@jax.custom_jvp
-def _relu(x: jax.Array) -> jax.Array:
-    # On x86 this is one instruction, and NaN stays NaN. XLA makes three of the maximum in jax.nn.relu.
-    return jnp.where(x < 0, 0, x)
-
-
-@_relu.defjvp
-def _relu_derivative(arguments, tangents):
-    (x,), (x_dot,) = arguments, tangents
-    return _relu(x), jnp.where(x > 0, x_dot, 0)
-
-
 def _activate(activation: ActivationLike, perturbed: jax.Array, slope: jax.Array | None) -> jax.Array:
-    return _relu(perturbed) if activation == 'relu' else activate(activation, perturbed, slope)
+    # Not jnp.maximum or jnp.where: on x86 this is one instruction, where XLA makes three of the maximum in jax.nn.relu,
+    # and with few operations a network is traced and compiled sooner. NaN stays NaN.
+    if activation == 'relu':
+        zeros = lax.full_like(perturbed, 0)
+        return lax.select(lax.lt(perturbed, zeros), zeros, perturbed)
+    return activate(activation, perturbed, slope)
+
+
+def _pull_back(activation: ActivationLike, perturbed: jax.Array, slope: jax.Array | None, bar: jax.Array):
+    """The gradients of the perturbed values and, value by value, of slope, where `bar` is that of the activation."""
+    bar = jnp.broadcast_to(bar, perturbed.shape)
+    if activation == 'relu':
+        zeros = lax.full_like(perturbed, 0)
+        return lax.select(lax.gt(perturbed, zeros), bar, zeros), jax.tree.map(lambda _: zeros, slope)
+    slope = jax.tree.map(lambda a: jnp.broadcast_to(a, perturbed.shape), slope)
+    return jax.vjp(partial(activate, activation), perturbed, slope)[1](bar)
+
+
+def _slices(a: jax.Array, axis: int) -> list[jax.Array]:
+    """All slices of length 1 along an axis, which stays."""
+    return [lax.slice_in_dim(a, i, i + 1, axis=axis) for i in range(a.shape[axis])]
 
 
 def _sum(terms: list):
