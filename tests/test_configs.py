@@ -41,13 +41,14 @@ def short_networks(monkeypatch):
     """Networks have one block of each kind, and NumPy draws their initial values: nothing is compiled for these."""
     create, rng = trainer.create_model, np.random.default_rng(0)
 
-    def draw(model, image_shape, **keys):
-        variables = variable_shapes(model, image_shape)
+    def draw(made):
+        variables = variable_shapes(made.model, made.feed.image_shape)
         drawn = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), variables)
-        return drawn | {'batch_stats': jax.tree.map(np.abs, drawn['batch_stats'])}
+        drawn |= {'batch_stats': jax.tree.map(np.abs, drawn['batch_stats'])}
+        return lambda init_key, mask_key, run_key: made._start(drawn, run_key)
 
     monkeypatch.setattr(trainer, 'create_model', lambda *arguments: shortened(create(*arguments)))
-    monkeypatch.setattr(trainer, 'init_variables', draw)
+    monkeypatch.setattr(trainer.Trainer, '_draw', property(draw))
 
 
 @pytest.mark.slow
