@@ -391,6 +391,34 @@ def test_gradient_of_fixed_masks_costs_nothing():
     assert fixed.cost_analysis()['flops'] < 0.9 * trained.cost_analysis()['flops']
 
 
+def test_gradient_of_fixed_masks_is_not_left_to_the_compiler():
+    op = partial(perturb_combine, noise_level=0.5, activation='relu', implementation='cpu')
+    x, masks, weights, _ = random_arguments((2, 2, 2, 2), num_masks=2, outputs=1, share_masks=True)
+    lowered = [
+        jax.jit(jax.grad(lambda *arguments: op(*arguments).sum(), wanted)).lower(x, masks, weights).as_text()
+        for wanted in ((0, 2), (0, 1, 2))
+    ]
+    loops = [len(re.findall('stablehlo.while', text)) for text in lowered]
+    assert loops[0] == loops[1] - 2
+
+
+@pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
+def test_gradients_are_the_same_whether_masks_are_fixed_or_trained(implementation):
+    x, masks, weights, _ = random_arguments((3, 2, 4, 2), num_masks=6, outputs=2, share_masks=False)
+    op = partial(perturb_combine, noise_level=0.5, activation='tanh', implementation=implementation)
+
+    def loss(x, masks, weights):
+        return jnp.square(jax.checkpoint(op)(x, masks, weights)).sum()
+
+    with jax.enable_x64(True):
+        x, masks, weights = map(jnp.asarray, (x, masks, weights))
+        x_bar, masks_bar, weights_bar = jax.jit(jax.grad(loss, (0, 1, 2)))(x, masks, weights)
+        assert_same(jax.jit(jax.grad(loss, (0, 2)))(x, masks, weights), (x_bar, weights_bar), 1e-12)
+        assert_same(jax.jit(jax.grad(loss, 1))(x, masks, weights), masks_bar, 1e-12)
+        several = jax.vmap(jax.grad(loss, 2), (None, 0, None))(x, jnp.stack([masks, 2 * masks]), weights)
+        assert_same(several[0], weights_bar, 1e-12)
+
+
 @pytest.mark.parametrize('implementation', ['auto', *IMPLEMENTATIONS])
 def test_residuals_are_the_arguments(implementation):
     """What the forward pass keeps for the backward pass has no array of num_masks times the input."""

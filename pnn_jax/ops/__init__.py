@@ -42,8 +42,9 @@ class Implementation(NamedTuple):
 
     Attributes:
         combine: (x, noise_masks, weights, slope, key, *, noise_level, activation) -> y, as in `perturb_combine`.
-        gradients: (x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation) -> gradients of x,
-            noise_masks, weights and slope, for the cotangent y_bar of y. Where slope is None, so is its gradient.
+        gradients: (x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation, fixed_masks) -> gradients of
+            x, noise_masks, weights and slope, for the cotangent y_bar of y. Where slope is None, so is its gradient.
+            With `fixed_masks`, so is that of noise_masks, which nothing would read.
     """
 
     combine: Callable[..., jax.Array]
@@ -203,18 +204,28 @@ def _combine(implementation, noise_level, activation, x, noise_masks, weights, s
 
 
 def _combine_forward(implementation, noise_level, activation, *arguments):
-    return _combine(implementation, noise_level, activation, *arguments), arguments
+    _, noise_masks, *_ = arguments
+    fixed_masks = None if noise_masks.perturbed else ()  # residuals are arrays, or a structure without any
+    arguments = jax.tree.map(lambda argument: argument.value, arguments)
+    return _combine(implementation, noise_level, activation, *arguments), (arguments, fixed_masks)
 
 
-def _combine_backward(implementation, noise_level, activation, arguments, y_bar):
-    options = {'noise_level': noise_level, 'activation': activation}
+def _combine_backward(implementation, noise_level, activation, residuals, y_bar):
+    arguments, fixed_masks = residuals
+    options = {'noise_level': noise_level, 'activation': activation, 'fixed_masks': fixed_masks is not None}
     return *_run(implementation, 'gradients', *arguments, y_bar, **options), None  # None: a key has no gradient
 
 
-_combine.defvjp(_combine_forward, _combine_backward)
+# symbolic_zeros tells the forward function which arguments are differentiated. Masks seldom are; leaving their gradient
+# to XLA, which would find that nothing reads it, takes a second when a large network is compiled.
+_combine.defvjp(_combine_forward, _combine_backward, symbolic_zeros=True)
 
 
-@partial(jax.jit, static_argnames=('implementation', 'pass_name', 'noise_level', 'activation'), inline=True)
+@partial(
+    jax.jit,
+    static_argnames=('implementation', 'pass_name', 'noise_level', 'activation', 'fixed_masks'),
+    inline=True,
+)
 def _run(implementation: str, pass_name: str, *arguments, **options):
     """Runs a pass, 'combine' or 'gradients', of an implementation; for 'auto', of the one for the platform.
 

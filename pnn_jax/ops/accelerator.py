@@ -34,13 +34,13 @@ def combine(
     return _weighted_sums(activate(activation, perturbed, slope), weights).astype(x.dtype)
 
 
-def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
+def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation, fixed_masks):
     """The gradients of x, noise_masks, weights and slope for the cotangent y_bar [b, h, w, g, k].
 
     In the comments, y = sum over masks of w r(v), for a weight w, the activation r and a perturbed value v.
     """
-    arguments = x, noise_masks, weights, slope
-    x, noise_masks, weights, slope, y_bar = _widen(*arguments, y_bar)
+    arguments = x, None if fixed_masks else noise_masks, weights, slope
+    x, noise_masks, weights, slope, y_bar = _widen(x, noise_masks, weights, slope, y_bar)
     perturbed = _perturb(x, noise_masks, noise_level)
     slopes = _slope_per_value(slope, key, perturbed)
     outputs = range(weights.shape[-1])
@@ -62,10 +62,11 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
         x_bar = y_bar[..., 0] * _vjp_elementwise(respond, perturbed, _masks_first(weights)[:, 0]).sum(0)
     else:
         x_bar = perturbed_bar.sum(0)
+    noise_bar = slope_bar = None
     # noise_bar = level * the sum of v_bar over images (and channels, if they share masks).
-    noise_bar = noise_level * perturbed_bar.sum((1, 4) if noise_masks.shape[2] == 1 else 1)
-    noise_bar = jnp.moveaxis(noise_bar.reshape(-1, *noise_masks.shape[:3]), 0, -1)
-    slope_bar = None
+    if not fixed_masks:
+        noise_bar = noise_level * perturbed_bar.sum((1, 4) if noise_masks.shape[2] == 1 else 1)
+        noise_bar = jnp.moveaxis(noise_bar.reshape(-1, *noise_masks.shape[:3]), 0, -1)
     if slope is not None:
         slope_bar = jax.vjp(lambda slope: activate(activation, perturbed, slope), slope)[1](responses_bar)[0]
     bars = x_bar, noise_bar, weights_bar, slope_bar

@@ -88,11 +88,12 @@ def combine(
     return blocks.whole(y_rows, y_shape)
 
 
-def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
-    """The gradients of x, noise_masks, weights and slope for the cotangent y_bar [b, h, w, g, k]."""
+def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation, fixed_masks):
+    """The gradients of x, noise_masks (None if they are fixed), weights and slope for y_bar [b, h, w, g, k]."""
     if key is not None:
         combine_floats = partial(_combine_with_random_slopes, noise_level, activation, key=key)
-        return *jax.vjp(combine_floats, x, noise_masks, weights)[1](y_bar), None
+        x_bar, masks_bar, weights_bar = jax.vjp(combine_floats, x, noise_masks, weights)[1](y_bar)
+        return x_bar, None if fixed_masks else masks_bar, weights_bar, None
     blocks = _Blocks.backward(x, weights)
     # Padding repeats the last image: an activation may not be finite where x is zero (log, for example). The cotangent
     # has zeros there, so that these images add nothing to sums.
@@ -129,27 +130,29 @@ def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activa
         pixels = zip(*(_slices(a, 0) for a in (x[:, :, None], noise[..., None], y_bar[:, :, None])), strict=True)
         terms = [y_bar * _activate(activation, x + noise, wide_slope) for x, noise, y_bar in pixels]
         weights_bar = weights_bar + _sum(terms)[0]
-        # Compiled away where the masks are fixed.
-        noise_bar = _noise_gradient(activation, x, noise, flat_weights, wide_slope, y_bar, masks.shape[1])
+        if not fixed_masks:
+            noise_bar = _noise_gradient(activation, x, noise, flat_weights, wide_slope, y_bar, masks.shape[1])
+            masks_bar = blocks.add_to_masks(masks_bar, i, noise_level * noise_bar)
         return (
             blocks.write(x_bar_rows, i, _sum_repeated(x_bar, x_rows.shape[2])),
-            blocks.add_to_masks(masks_bar, i, noise_level * noise_bar),
+            masks_bar,
             weights_bar,
             jax.tree.map(jnp.add, slope_bar, more_slope_bar),
         )
 
     sums = (
         x_rows if one_block else blocks.empty(x.shape, x),
-        zeros(masks.shape),
+        None if fixed_masks else zeros(masks.shape),
         zeros((*flat_weights.shape, blocks.lanes)),
         jax.tree.map(lambda _: zeros((blocks.pixels, columns, blocks.lanes)), slope),
     )
     count = blocks.count + zeros((), dtype=jnp.int32)
     x_bar_rows, masks_bar, weights_bar, slope_bar = lax.fori_loop(0, count, add_block, sums)
     weights_bar = weights_bar.sum(-1).reshape(*weights.shape[::2], -1).swapaxes(1, 2)
-    bars = masks_bar.reshape(noise_masks.shape), weights_bar, jax.tree.map(jnp.sum, slope_bar)
-    bars = jax.tree.map(lambda bar, value: bar.astype(value.dtype), bars, (noise_masks, weights, slope))
-    return blocks.whole(x_bar_rows, x.shape), *bars
+    masks_bar = None if fixed_masks else masks_bar.reshape(noise_masks.shape)
+    bars = masks_bar, weights_bar, jax.tree.map(jnp.sum, slope_bar)
+    values = None if fixed_masks else noise_masks, weights, slope
+    return blocks.whole(x_bar_rows, x.shape), *jax.tree.map(lambda bar, value: bar.astype(value.dtype), bars, values)
 
 
 def _noise_gradient(activation, x, noise, weights, slope, y_bar, channels):

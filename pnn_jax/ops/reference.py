@@ -25,10 +25,11 @@ def combine(
     return jnp.einsum('mbhwg,gmk->bhwgk', jnp.stack(responses), weights).astype(x.dtype)
 
 
-def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation):
+def gradients(x, noise_masks, weights, slope, key, y_bar, *, noise_level, activation, fixed_masks):
     """The gradients of x, noise_masks, weights and slope for the cotangent y_bar [b, h, w, g, k], by autodiff."""
 
     def combine_floats(x, noise_masks, weights, slope):
         return combine(x, noise_masks, weights, slope, key, noise_level=noise_level, activation=activation)
 
-    return jax.vjp(combine_floats, x, noise_masks, weights, slope)[1](y_bar)
+    x_bar, masks_bar, *bars = jax.vjp(combine_floats, x, noise_masks, weights, slope)[1](y_bar)
+    return x_bar, None if fixed_masks else masks_bar, *bars
