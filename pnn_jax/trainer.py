@@ -25,7 +25,7 @@ from pnn_jax.errors import StoppedEarly
 from pnn_jax.evaluate import Evaluation, make_evaluate
 from pnn_jax.hosts import agreed, replicate
 from pnn_jax.models.registry import create_model
-from pnn_jax.models.variables import draw_variables, jit_draws, variable_shapes
+from pnn_jax.models.variables import draw_variables, jit_draws
 from pnn_jax.optim import Schedule, create_optimizer, learning_rate_schedule
 from pnn_jax.run.console import say
 from pnn_jax.run.result import DataSummary
@@ -217,17 +217,14 @@ class Trainer:
 
         def draw(init_key, mask_key, run_key):
             variables = draw_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
-            return self._start(variables, run_key)
+            return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
 
         return jit_draws(draw)
 
     @cached_property
     def shapes(self) -> tuple[TrainState, Variables]:
         """The shapes and types of what `init` returns. Nothing is computed."""
-        return jax.eval_shape(self._start, variable_shapes(self.model, self.feed.image_shape), jax.random.key(0))
-
-    def _start(self, variables: Variables, run_key: jax.Array) -> tuple[TrainState, Variables]:
-        return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
+        return jax.eval_shape(self._draw, *[jax.random.key(0)] * 3)
 
     @cached_property
     def _evaluate(self) -> Callable[..., Evaluation]:

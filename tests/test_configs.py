@@ -12,7 +12,7 @@ from configs import default
 from pnn_jax import trainer
 from pnn_jax.data import Dataset, Split
 from pnn_jax.models.variables import variable_shapes
-from pnn_jax.train_step import all_variables
+from pnn_jax.train_step import all_variables, create_train_state, fixed_collections
 from pnn_jax.validate import check_fits_data, validate_config
 
 NAMES = sorted(
@@ -45,7 +45,8 @@ def short_networks(monkeypatch):
         variables = variable_shapes(made.model, made.feed.image_shape)
         drawn = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), variables)
         drawn |= {'batch_stats': jax.tree.map(np.abs, drawn['batch_stats'])}
-        return lambda init_key, mask_key, run_key: made._start(drawn, run_key)
+        fixed = fixed_collections(drawn)
+        return lambda init_key, mask_key, run_key: (create_train_state(drawn, made.optimizer, run_key), fixed)
 
     monkeypatch.setattr(trainer, 'create_model', lambda *arguments: shortened(create(*arguments)))
     monkeypatch.setattr(trainer.Trainer, '_draw', property(draw))
