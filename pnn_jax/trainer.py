@@ -214,17 +214,16 @@ class Trainer:
     @cached_property
     def _draw(self) -> Callable[..., tuple[TrainState, Variables]]:
         """The compiled (key of the weights, key of the masks, key of the run) -> what `init` returns."""
-
-        def draw(init_key, mask_key, run_key):
-            variables = draw_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
-            return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
-
-        return jit_draws(draw)
+        return jit_draws(self._new_state, self.shapes)
 
     @cached_property
     def shapes(self) -> tuple[TrainState, Variables]:
         """The shapes and types of what `init` returns. Nothing is computed."""
-        return jax.eval_shape(self._draw, *[jax.random.key(0)] * 3)
+        return jax.eval_shape(self._new_state, *[jax.random.key(0)] * 3)
+
+    def _new_state(self, init_key: jax.Array, mask_key: jax.Array, run_key: jax.Array) -> tuple[TrainState, Variables]:
+        variables = draw_variables(self.model, self.feed.image_shape, key=init_key, mask_key=mask_key)
+        return create_train_state(variables, self.optimizer, run_key), fixed_collections(variables)
 
     @cached_property
     def _evaluate(self) -> Callable[..., Evaluation]:
