@@ -10,7 +10,7 @@ import pytest
 
 from configs import default
 from pnn_jax.errors import InputError
-from pnn_jax.models import MODELS, create_model
+from pnn_jax.models import MODELS, create_model, variables
 from pnn_jax.models.registry import count_variables
 from pnn_jax.models.resnet import ResNet
 from pnn_jax.models.variables import draw_variables, init_variables, variable_shapes
@@ -142,6 +142,17 @@ def test_variables_can_be_initialised_in_a_program_of_the_caller():
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, expected)
     for leaf, other in zip(*map(jax.tree.leaves, (jax.jit(init)(jax.random.key(0)), expected)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-8)  # compiled by other rules
+
+
+def test_the_draws_of_a_large_network_follow_the_same_keys(monkeypatch):
+    """They are compiled by other rules, which round weights and biases in another way."""
+    keys = {'key': jax.random.key(0), 'mask_key': jax.random.key(5)}
+    small = init_variables(lenet(), (8, 8, 1), **keys)
+    monkeypatch.setattr(variables, 'MANY_VALUES', 0)
+    large = init_variables(lenet(), (8, 8, 1), **keys)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), small['noise_masks'], large['noise_masks']))
+    for leaf, other in zip(*map(jax.tree.leaves, (small, large)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize('name', ['lenet', 'answer_resnet18'])
