@@ -205,7 +205,8 @@ def _combine(implementation, noise_level, activation, x, noise_masks, weights, s
 
 def _combine_forward(implementation, noise_level, activation, *arguments):
     _, noise_masks, *_ = arguments
-    fixed_masks = None if noise_masks.perturbed else ()  # residuals are arrays, or a structure without any
+    # Residuals are pytrees of arrays. So the flag is one without arrays: () for fixed masks, None for trained ones.
+    fixed_masks = None if noise_masks.perturbed else ()
     arguments = jax.tree.map(lambda argument: argument.value, arguments)
     return _combine(implementation, noise_level, activation, *arguments), (arguments, fixed_masks)
 
