@@ -30,7 +30,15 @@ from pnn_jax.optim import Schedule, create_optimizer, learning_rate_schedule
 from pnn_jax.run.console import say
 from pnn_jax.run.result import DataSummary
 from pnn_jax.runtime import release_unused
-from pnn_jax.train_step import TrainState, Variables, create_train_state, fixed_collections, train_steps, train_together
+from pnn_jax.train_step import (
+    TrainState,
+    Variables,
+    all_variables,
+    create_train_state,
+    fixed_collections,
+    train_steps,
+    train_together,
+)
 from pnn_jax.validate import check_fits_data, check_fits_memory, check_platform, validate_config
 
 BYTES_BESIDE_COMPILER = 2**27  # what may be initialised while programs are compiled
@@ -214,7 +222,7 @@ class Trainer:
     @cached_property
     def _draw(self) -> Callable[..., tuple[TrainState, Variables]]:
         """The compiled (key of the weights, key of the masks, key of the run) -> what `init` returns."""
-        return jit_draws(self._new_state, self.shapes)
+        return jit_draws(self._new_state, all_variables(*self.shapes))
 
     @cached_property
     def shapes(self) -> tuple[TrainState, Variables]:

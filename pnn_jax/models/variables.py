@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Up to here, draws that are compiled without any optimization are ready sooner.
+# Up to this number of values, draws are ready sooner when they are compiled without any optimization.
 MANY_VALUES = 2**24
 
 
@@ -45,7 +45,7 @@ def init_variables(model: nn.Module, image_shape: tuple[int, ...], *, key: jax.A
     return (draw if traced else jit_draws(draw, variable_shapes(model, image_shape)))(key, mask_key)
 
 
-def jit_draws(draw: Callable, shapes: Any) -> Any:
+def jit_draws(draw: Callable, variables: Any) -> Any:
     """jax.jit for a function whose work is random draws; not for use inside jit.
 
     A CPU compiles it with few optimizations: with all of them, the draws of a network take longer to compile than its
@@ -53,9 +53,9 @@ def jit_draws(draw: Callable, shapes: Any) -> Any:
 
     Args:
         draw: the function.
-        shapes: of all that it returns.
+        variables: the shapes of what it draws.
     """
     if jax.default_backend() != 'cpu':
         return jax.jit(draw)
-    values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
     return jax.jit(draw, compiler_options={'xla_backend_optimization_level': int(values > MANY_VALUES)})
